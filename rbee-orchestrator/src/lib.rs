@@ -1,0 +1,1 @@
+//! The embeddable brain of queen-rbee.
