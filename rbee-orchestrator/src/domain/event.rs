@@ -1,0 +1,97 @@
+//! What a task tells while it runs: the typed form of the events of `POST /v2/tasks`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Attempt, JobId, ModelRef, UnixMillis, WorkerId};
+use crate::error::Error;
+
+/// Why generation stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopReason {
+    /// The model ended its answer.
+    #[serde(rename = "EOS")]
+    Eos,
+    /// `max_tokens` was reached.
+    #[serde(rename = "MAX_TOKENS")]
+    MaxTokens,
+    /// One of `stop` was generated.
+    #[serde(rename = "STOP_SEQUENCE")]
+    StopSequence,
+}
+
+/// Progress that a person can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Narration {
+    /// Who acts: `queen`, or a hive's name.
+    pub actor: &'static str,
+    /// What is done, in a word: `start_hive`, `spawn`, `load`, `queue`.
+    pub action: &'static str,
+    /// To what: a hive, a worker, a model.
+    pub target: String,
+    /// The sentence.
+    pub human: String,
+}
+
+/// One event of a task. The order is `Queued`? → `Started` → `Token`* → one of `End` and `Error`,
+/// with `Narration` and `Metrics` between.
+#[derive(Debug, Clone)]
+pub enum TaskEvent {
+    /// It waits.
+    Queued {
+        /// Jobs before it, counted from 0.
+        position: usize,
+    },
+    /// Something happens that it waits for.
+    Narration(Narration),
+    /// A worker has it.
+    Started {
+        /// The resolved model.
+        model: ModelRef,
+        /// When it was dispatched.
+        started_at: UnixMillis,
+        /// Where.
+        worker: WorkerId,
+        /// Which dispatch this is, from 1.
+        attempt: Attempt,
+    },
+    /// A piece of the answer, never a part of a character.
+    Token {
+        /// The text.
+        text: String,
+        /// Counts from 0 without gaps.
+        index: u64,
+    },
+    /// How fast it goes.
+    Metrics {
+        /// Tokens generated per second so far.
+        tokens_per_sec: f64,
+        /// Memory that the worker takes, in bytes; 0 when unknown.
+        vram_bytes: u64,
+    },
+    /// It is complete. Nothing follows.
+    End {
+        /// Tokens generated.
+        tokens_out: u64,
+        /// Time from the first token to the last, in milliseconds.
+        decode_time_ms: u64,
+        /// Why it stopped.
+        stop_reason: StopReason,
+        /// The stop sequence that was met, if the worker said so.
+        stop_sequence_matched: Option<String>,
+    },
+    /// It ended without completing. Nothing follows.
+    Error {
+        /// The job.
+        job: JobId,
+        /// What went wrong.
+        error: Error,
+    },
+}
+
+impl TaskEvent {
+    /// Whether nothing follows.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, TaskEvent::End { .. } | TaskEvent::Error { .. })
+    }
+}

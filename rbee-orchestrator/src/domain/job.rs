@@ -1,0 +1,258 @@
+//! A job: one request from its admission to its one ending.
+
+use serde::{Deserialize, Serialize};
+
+use super::{HiveId, JobId, ModelRef, SessionId, TenantId, UnixMillis, WorkerId};
+use crate::error::Error;
+
+/// Which endpoint a job came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// `/v2/tasks`.
+    Task,
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completion,
+    /// `/v1/embeddings`.
+    Embedding,
+}
+
+/// Queue class.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// Nobody waits; it runs when there is room.
+    Batch,
+}
+
+/// Where a job may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Constraints {
+    /// Only on this hive.
+    pub hive: Option<HiveId>,
+    /// Only on devices of this kind.
+    pub backend: Option<String>,
+    /// Only on the device with this number.
+    pub device: Option<u32>,
+}
+
+/// Counts the dispatches of a job, from 1; a fencing token: what an older attempt reports is void.
+pub type Attempt = u32;
+
+/// Where an attempt runs and why it was put there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedOn {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its hive, unless none owns it.
+    pub hive: Option<HiveId>,
+    /// The scheduler's reason, in words.
+    pub why: String,
+}
+
+/// What a job used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub tokens_in: u64,
+    /// Tokens generated.
+    pub tokens_out: u64,
+    /// Whether the counts are the queen's own estimate, since the worker gave none.
+    pub estimated: bool,
+}
+
+/// A job's state on the wire and in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Waits for a worker.
+    Queued,
+    /// A worker has it.
+    Running,
+    /// Ended well.
+    Complete,
+    /// Ended with an error.
+    Failed,
+    /// Ended because nobody wanted it any more.
+    Cancelled,
+}
+
+impl JobState {
+    /// Every state, in the order a job can meet them.
+    pub const ALL: [JobState; 5] = [
+        JobState::Queued,
+        JobState::Running,
+        JobState::Complete,
+        JobState::Failed,
+        JobState::Cancelled,
+    ];
+
+    /// The state's name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobState::Queued => "queued",
+            JobState::Running => "running",
+            JobState::Complete => "complete",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        }
+    }
+
+    /// Reads a name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether nothing can follow.
+    #[must_use]
+    pub fn is_ended(self) -> bool {
+        !matches!(self, JobState::Queued | JobState::Running)
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// With a whole answer.
+    Complete,
+    /// With an error.
+    Failed(Error),
+    /// Given up: by its client, or by somebody's call.
+    Cancelled(Error),
+}
+
+impl Outcome {
+    /// The state that a job with this outcome is in.
+    #[must_use]
+    pub fn state(&self) -> JobState {
+        match self {
+            Outcome::Complete => JobState::Complete,
+            Outcome::Failed(_) => JobState::Failed,
+            Outcome::Cancelled(_) => JobState::Cancelled,
+        }
+    }
+
+    /// What went wrong, unless nothing did.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        match self {
+            Outcome::Complete => None,
+            Outcome::Failed(error) | Outcome::Cancelled(error) => Some(error),
+        }
+    }
+}
+
+/// A job's one ending.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it used; `None` if it never ran.
+    pub usage: Option<Usage>,
+    /// The text, where it is kept (tasks; not OpenAI requests).
+    pub result: Option<String>,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// Everything that is stored about a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its identity, which sorts by submission.
+    pub id: JobId,
+    /// Which endpoint it came through.
+    pub kind: JobKind,
+    /// The resolved model.
+    pub model: ModelRef,
+    /// Queue class.
+    pub priority: Priority,
+    /// Who it is for.
+    pub tenant: TenantId,
+    /// The conversation it belongs to.
+    pub session: Option<SessionId>,
+    /// Random id of the queen's process that holds it.
+    pub owner: uuid::Uuid,
+    /// Its state.
+    pub state: JobState,
+    /// Dispatches so far.
+    pub attempt: Attempt,
+    /// Where the newest attempt ran.
+    pub placed: Option<PlacedOn>,
+    /// When it was submitted.
+    pub submitted_at: UnixMillis,
+    /// When the newest attempt was dispatched.
+    pub started_at: Option<UnixMillis>,
+    /// When it ended.
+    pub ended_at: Option<UnixMillis>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// Code of the error it ended with.
+    pub error_code: Option<String>,
+    /// Message of the error it ended with.
+    pub error_message: Option<String>,
+    /// Its text when complete, where it is kept.
+    pub result: Option<String>,
+    /// The id that ties it to log lines.
+    pub correlation_id: String,
+}
+
+impl JobRecord {
+    /// Notes a dispatch. Says whether it counted: only a queued job is dispatched, by its next
+    /// attempt.
+    pub fn claim(&mut self, attempt: Attempt, placed: PlacedOn, at: UnixMillis) -> bool {
+        let wins = self.state == JobState::Queued && attempt == self.attempt + 1;
+        if wins {
+            self.state = JobState::Running;
+            self.attempt = attempt;
+            self.placed = Some(placed);
+            self.started_at = Some(at);
+        }
+        wins
+    }
+
+    /// Notes the ending. Says whether it counted: only the first ending does, and only from the
+    /// newest attempt.
+    pub fn finish(&mut self, attempt: Attempt, ending: Ending) -> bool {
+        let wins = !self.state.is_ended() && attempt == self.attempt;
+        if wins {
+            self.state = ending.outcome.state();
+            self.ended_at = Some(ending.at);
+            self.usage = ending.usage;
+            self.result = ending.result;
+            if let Some(error) = ending.outcome.error() {
+                self.error_code = Some(error.code.as_str().to_owned());
+                self.error_message = Some(error.message.clone());
+            }
+        }
+        wins
+    }
+}
+
+/// Which jobs to list; an absent field matches all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobFilter {
+    /// In this state.
+    pub state: Option<JobState>,
+    /// Of this model.
+    pub model: Option<ModelRef>,
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+}
+
+/// A page of jobs, newest first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobPage {
+    /// The jobs.
+    pub jobs: Vec<JobRecord>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<String>,
+}

@@ -1,0 +1,23 @@
+//! Plain data that every other module speaks of: no I/O, no clock, no locks.
+
+mod event;
+mod hive;
+mod id;
+mod job;
+mod model;
+mod time;
+mod worker;
+
+pub use event::{Narration, StopReason, TaskEvent};
+pub use hive::{
+    Capabilities, Device, HiveMode, HiveModel, HiveProcess, HiveRecord, HiveSpec, HiveStatus,
+    SshTarget,
+};
+pub use id::{HiveId, JobId, SessionId, TenantId, WorkerId};
+pub use job::{
+    Attempt, Constraints, Ending, JobFilter, JobKind, JobPage, JobRecord, JobState, Outcome,
+    PlacedOn, Priority, Usage,
+};
+pub use model::ModelRef;
+pub use time::{Mono, Now, UnixMillis};
+pub use worker::{Worker, WorkerProtocol, WorkerSpec, WorkerState};

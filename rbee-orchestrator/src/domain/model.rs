@@ -1,0 +1,125 @@
+//! Which model: `provider:reference`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A model's identity, `hf:org/repo…` or `file:path`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ModelRef(Arc<str>);
+
+const PROVIDERS: [&str; 2] = ["hf:", "file:"];
+const LONGEST: usize = 512;
+
+impl ModelRef {
+    /// Checks and takes a full reference.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a name that [`ModelRef::check_name`] refuses or that has no provider.
+    pub fn new(text: impl AsRef<str>) -> Result<Self> {
+        let text = text.as_ref();
+        Self::check_name(text)?;
+        let has_reference = |p: &str| {
+            text.strip_prefix(p)
+                .is_some_and(|reference| !reference.is_empty())
+        };
+        if PROVIDERS.iter().any(|p| has_reference(p)) {
+            return Ok(Self(text.into()));
+        }
+        Err(Error::invalid(format!(
+            "model {text:?} must be of the form hf:org/repo or file:path"
+        ))
+        .param("model"))
+    }
+
+    /// Reads what a client wrote: a full reference as it is, anything else as a Hugging Face
+    /// repository.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a name that [`ModelRef::check_name`] refuses.
+    pub fn from_name(name: &str) -> Result<Self> {
+        if PROVIDERS.iter().any(|p| name.starts_with(p)) {
+            return Self::new(name);
+        }
+        Self::check_name(name)?;
+        Self::new(format!("hf:{name}"))
+    }
+
+    /// Refuses names that no model may have.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for an empty name, more than 512 characters, control characters or `..`
+    /// as a path segment.
+    pub fn check_name(name: &str) -> Result<()> {
+        let problem = if name.trim().is_empty() {
+            "is empty"
+        } else if name.chars().count() > LONGEST {
+            "is longer than 512 characters"
+        } else if name.chars().any(char::is_control) {
+            "has control characters"
+        } else if name
+            .split(['/', '\\', ':', '='])
+            .any(|segment| segment == "..")
+        {
+            "has a '..' path segment"
+        } else {
+            return Ok(());
+        };
+        let shown: String = name.chars().take(80).collect();
+        Err(Error::invalid(format!("model {shown:?} {problem}")).param("model"))
+    }
+
+    /// The reference as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for ModelRef {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        Self::new(text)
+    }
+}
+
+impl From<ModelRef> for String {
+    fn from(model: ModelRef) -> String {
+        model.as_str().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_without_a_provider_are_hugging_face_repositories() {
+        let read = |name| ModelRef::from_name(name).map(|m| m.to_string());
+        assert_eq!(read("org/repo").unwrap(), "hf:org/repo");
+        assert_eq!(read("hf:org/repo").unwrap(), "hf:org/repo");
+        assert_eq!(read("file:a/b.gguf").unwrap(), "file:a/b.gguf");
+        for bad in [
+            "",
+            " ",
+            "a\nb",
+            "file:../x",
+            "file:a/../b",
+            "file:",
+            "x@r::file=..",
+            &"x".repeat(513),
+        ] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+    }
+}

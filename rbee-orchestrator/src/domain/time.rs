@@ -1,0 +1,113 @@
+//! Two clocks: one that only moves forward, for time-outs, and the wall's, for what people read.
+
+use std::fmt;
+use std::ops::Add;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Monotonic time: how long ago the process (or a simulation) began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mono(pub Duration);
+
+impl Mono {
+    /// Time passed since `earlier`; zero if that lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: Mono) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Mono {
+    type Output = Mono;
+    fn add(self, rhs: Duration) -> Mono {
+        Mono(self.0.saturating_add(rhs))
+    }
+}
+
+/// Wall-clock time in milliseconds since 1970-01-01 UTC; RFC 3339 on the wire.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixMillis(pub i64);
+
+impl UnixMillis {
+    /// The system's clock.
+    #[must_use]
+    pub fn now() -> Self {
+        let nanos = OffsetDateTime::now_utc().unix_timestamp_nanos();
+        UnixMillis((nanos / 1_000_000) as i64)
+    }
+
+    /// Reads an RFC 3339 time; `None` if it is not one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        Some(UnixMillis((at.unix_timestamp_nanos() / 1_000_000) as i64))
+    }
+
+    /// Time passed since `earlier`; zero if that lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: UnixMillis) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// Whole seconds since 1970.
+    #[must_use]
+    pub fn as_secs(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+}
+
+impl Add<Duration> for UnixMillis {
+    type Output = UnixMillis;
+    fn add(self, rhs: Duration) -> UnixMillis {
+        let millis = i64::try_from(rhs.as_millis()).unwrap_or(i64::MAX);
+        UnixMillis(self.0.saturating_add(millis))
+    }
+}
+
+impl fmt::Display for UnixMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        f.write_str(&at.format(&Rfc3339).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl Serialize for UnixMillis {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for UnixMillis {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        UnixMillis::parse(&text)
+            .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not an RFC 3339 time")))
+    }
+}
+
+/// The time as both clocks show it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For time-outs.
+    pub mono: Mono,
+    /// For absolute deadlines and what people read.
+    pub wall: UnixMillis,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_time_reads_back_what_it_writes() {
+        let at = UnixMillis(1_732_233_600_123);
+        assert_eq!(at.to_string(), "2024-11-22T00:00:00.123Z");
+        assert_eq!(UnixMillis::parse(&at.to_string()), Some(at));
+        assert_eq!(UnixMillis::parse("2024-11-22T01:00:00.123+01:00"), Some(at));
+        assert_eq!(UnixMillis::parse("tomorrow"), None);
+    }
+}

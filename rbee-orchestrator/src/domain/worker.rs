@@ -1,0 +1,110 @@
+//! A worker: one running engine with one model and a number of slots.
+
+use serde::{Deserialize, Serialize};
+
+use super::{HiveId, ModelRef, Mono, UnixMillis, WorkerId};
+
+/// What a worker speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerProtocol {
+    /// OpenAI's endpoints: llama-server, vLLM, SGLang, ….
+    #[default]
+    OpenAi,
+    /// `POST /v1/execute` with the task event stream.
+    Rbee,
+}
+
+/// What is known about a worker when it shows itself: by a callback, in a hive's list, or
+/// registered by an administrator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerSpec {
+    /// Its id.
+    pub id: WorkerId,
+    /// The hive that runs it; `None` for a server that no hive owns.
+    pub hive: Option<HiveId>,
+    /// The model it serves.
+    pub model: ModelRef,
+    /// The name by which it knows the model, where that differs.
+    pub served_model: Option<String>,
+    /// Kind of device.
+    pub backend: String,
+    /// Device number.
+    pub device: u32,
+    /// Host as the hive's machine sees it (loopback means that machine itself).
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: WorkerProtocol,
+    /// Requests it serves at once; at least 1.
+    pub slots_total: u32,
+    /// Memory it takes, in bytes; 0 when unknown.
+    pub vram_bytes: u64,
+}
+
+/// Whether a worker can take work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// It starts, loads its model, or does not answer (yet).
+    Loading,
+    /// Ready, and no slot is taken.
+    Idle,
+    /// Ready, and at least one slot is taken.
+    Busy,
+    /// Finishes its work and takes no more.
+    Draining,
+}
+
+/// A worker in the registry.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// What it is. While a hive has not answered the spawn, host and port are empty.
+    pub spec: WorkerSpec,
+    /// Whether it answers and may be given work.
+    pub ready: bool,
+    /// Whether it ends once its leases are back.
+    pub draining: bool,
+    /// Slots taken: leases that were given out and have not come back.
+    pub leases: u32,
+    /// When it last took a job; orders ties.
+    pub last_used: Mono,
+    /// The same for people.
+    pub last_used_at: Option<UnixMillis>,
+}
+
+impl Worker {
+    /// A worker that is not ready yet.
+    #[must_use]
+    pub fn loading(spec: WorkerSpec) -> Self {
+        Worker {
+            spec,
+            ready: false,
+            draining: false,
+            leases: 0,
+            last_used: Mono::default(),
+            last_used_at: None,
+        }
+    }
+
+    /// Slots that a job could take now.
+    #[must_use]
+    pub fn slots_free(&self) -> u32 {
+        match self.ready && !self.draining {
+            true => self.spec.slots_total.saturating_sub(self.leases),
+            false => 0,
+        }
+    }
+
+    /// Its state as shown to people.
+    #[must_use]
+    pub fn state(&self) -> WorkerState {
+        match (self.draining, self.ready, self.leases) {
+            (true, _, _) => WorkerState::Draining,
+            (_, false, _) => WorkerState::Loading,
+            (_, _, 0) => WorkerState::Idle,
+            _ => WorkerState::Busy,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The one error type: a stable code, what was wrong, and what to do.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
+        /// Stable names of what can go wrong. New ones may come; none is renamed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Code {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Code {
+            /// The code on the wire.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$name => $text,)* }
+            }
+
+            /// The HTTP status that goes with it.
+            #[must_use]
+            pub fn status(self) -> u16 {
+                match self { $(Code::$name => $status,)* }
+            }
+
+            /// Reads a code; `None` for one that is not ours.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Code::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request is malformed.
+    InvalidRequest = "INVALID_REQUEST", 400;
+    /// No token, or a wrong one.
+    Unauthorized = "UNAUTHORIZED", 401;
+    /// The caller may not do this.
+    Forbidden = "FORBIDDEN", 403;
+    /// No such route or thing.
+    NotFound = "NOT_FOUND", 404;
+    /// No hive has the model and none can fetch it.
+    ModelNotFound = "MODEL_NOT_FOUND", 404;
+    /// No such hive.
+    HiveNotFound = "HIVE_NOT_FOUND", 404;
+    /// No such worker.
+    WorkerNotFound = "WORKER_NOT_FOUND", 404;
+    /// No such task.
+    TaskNotFound = "TASK_NOT_FOUND", 404;
+    /// The route has other methods.
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", 405;
+    /// The thing is in a state that forbids this.
+    Conflict = "CONFLICT", 409;
+    /// The body is larger than allowed.
+    PayloadTooLarge = "PAYLOAD_TOO_LARGE", 413;
+    /// The tenant has used up what it may use.
+    QuotaExceeded = "QUOTA_EXCEEDED", 429;
+    /// Too many requests in too short a time.
+    RateLimited = "RATE_LIMITED", 429;
+    /// The queue is full.
+    SystemAtCapacity = "SYSTEM_AT_CAPACITY", 429;
+    /// Nobody wants the answer any more.
+    Cancelled = "CANCELLED", 499;
+    /// A defect of ours.
+    Internal = "INTERNAL", 500;
+    /// A later version will do this.
+    NotImplemented = "NOT_IMPLEMENTED", 501;
+    /// A worker could not be started, or died, or refused.
+    WorkerFailed = "WORKER_FAILED", 502;
+    /// A worker answered what no one can read.
+    UpstreamInvalid = "UPSTREAM_INVALID", 502;
+    /// No worker can take this now.
+    NoCapacity = "NO_CAPACITY", 503;
+    /// No device has room for the model.
+    InsufficientVram = "INSUFFICIENT_VRAM", 503;
+    /// The hive could not be started or does not answer.
+    HiveUnreachable = "HIVE_UNREACHABLE", 503;
+    /// The model still loads.
+    ModelLoading = "MODEL_LOADING", 503;
+    /// The queen is going down.
+    ShuttingDown = "SHUTTING_DOWN", 503;
+    /// It took longer than it was allowed to.
+    Timeout = "TIMEOUT", 504;
+    /// A disk has no room for the model.
+    InsufficientDisk = "INSUFFICIENT_DISK", 507;
+    /// The queen was restarted meanwhile.
+    Interrupted = "INTERRUPTED", 500;
+    /// Another queen uses the database.
+    DatabaseInUse = "DATABASE_IN_USE", 500;
+    /// The store can't be read or written.
+    StoreFailed = "STORE_FAILED", 500;
+}
+
+/// What went wrong, in words and as a code.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{code}: {message}", code = code.as_str())]
+pub struct Error {
+    /// Which kind.
+    pub code: Code,
+    /// What was wrong, with what value, and what to do.
+    pub message: String,
+    /// The field of the request that is to blame.
+    pub param: Option<&'static str>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// Facts for programs.
+    pub details: Option<Box<Map<String, Value>>>,
+}
+
+/// 429 and 503 always say when to come back; this is said where nothing better is known.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+impl Error {
+    /// An error with a code and a message.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        let for_load = matches!(code.status(), 429 | 503);
+        Error {
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: for_load.then_some(DEFAULT_RETRY_AFTER),
+            details: None,
+        }
+    }
+
+    /// `INVALID_REQUEST`.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, message)
+    }
+
+    /// `INTERNAL`.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+
+    /// Names the field to blame.
+    #[must_use]
+    pub fn param(mut self, param: &'static str) -> Self {
+        self.param = Some(param);
+        self
+    }
+
+    /// Says when to come back.
+    #[must_use]
+    pub fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// Adds a fact for programs.
+    #[must_use]
+    pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.details
+            .get_or_insert_default()
+            .insert(key.to_owned(), value.into());
+        self
+    }
+}

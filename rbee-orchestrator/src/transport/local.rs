@@ -1,0 +1,5 @@
+//! Hives on this machine.
+
+/// Starts hives as child processes.
+#[derive(Debug)]
+pub struct LocalTransport;
