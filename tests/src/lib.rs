@@ -1,1 +1,6 @@
-//! Harness of the end-to-end tests.
+//! What the end-to-end tests and the benchmarks stand on.
+
+pub mod load;
+pub mod proc;
+pub mod stub;
+pub mod token;
