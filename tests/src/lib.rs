@@ -1,5 +1,7 @@
 //! What the end-to-end tests and the benchmarks stand on.
 
+pub mod bench;
+pub mod harness;
 pub mod load;
 pub mod proc;
 pub mod stub;

@@ -1,0 +1,112 @@
+//! A stub engine in a process of its own.
+
+use super::client::Client;
+use super::daemon::Daemon;
+use super::wait::until;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Runs until it is dropped.
+#[derive(Debug)]
+pub struct StubEngine {
+    daemon: Daemon,
+    client: Client,
+    port: u16,
+}
+
+/// What the stub says when it listens, before its address.
+const LISTENING: &str = "stub-engine: listening on 127.0.0.1:";
+
+impl StubEngine {
+    /// Starts `program` with `args` on a port that the system chooses; its output goes to a file
+    /// in `dir`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(program: &Path, args: &[&str], dir: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(["--port", "0"]).args(args);
+        let log = tempfile::Builder::new()
+            .prefix("stub-engine-")
+            .suffix(".log")
+            .tempfile_in(dir)?;
+        let (_, log) = log.keep()?;
+        let mut daemon = Daemon::spawn("stub-engine", &mut command, &log)?;
+        let port = until(Duration::from_secs(10), || {
+            let log = daemon.log();
+            let (_, rest) = log.split_once(LISTENING)?;
+            rest.split_once('\n')?.0.parse::<u16>().ok()
+        });
+        let port = port.with_context(|| {
+            let ended = daemon.exited();
+            format!("stub-engine did not come up ({ended:?}): {}", daemon.log())
+        })?;
+        let client = Client::new(&format!("http://127.0.0.1:{port}"));
+        Ok(StubEngine {
+            daemon,
+            client,
+            port,
+        })
+    }
+
+    /// `http://127.0.0.1:PORT`
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.client.base()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    /// Changes its behaviour while it runs: a query, as `fault=status_500&fault_times=1`.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn control(&self, query: &str) -> Result<()> {
+        let reply = self
+            .client
+            .send("POST", &format!("/control?{query}"), &[])?;
+        ensure!(reply.status == 200, "{}", reply.text);
+        Ok(())
+    }
+
+    /// Its counters.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn stats(&self) -> Result<Value> {
+        Ok(self.client.get("/stats")?.json())
+    }
+
+    /// One of its counters.
+    ///
+    /// # Panics
+    /// When it does not answer or has no such counter.
+    #[must_use]
+    #[track_caller]
+    pub fn count(&self, counter: &str) -> u64 {
+        let stats = self.stats().expect("the stub answers");
+        let count = stats[counter].as_u64();
+        count.unwrap_or_else(|| panic!("no counter {counter} in {stats}"))
+    }
+
+    /// The last request for tokens, as it arrived: `method`, `path`, `headers`, `body`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn last_request(&self) -> Result<Value> {
+        Ok(self.client.get("/last-request")?.json())
+    }
+}
