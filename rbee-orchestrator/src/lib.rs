@@ -2,9 +2,13 @@
 //! a library.
 #![warn(missing_docs)]
 
+pub mod brain;
+pub mod config;
 pub mod domain;
 pub mod error;
+pub mod scheduler;
 pub mod store;
 pub mod transport;
 
+pub use config::Config;
 pub use error::{Code, Error, Result};

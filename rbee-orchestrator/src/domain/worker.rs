@@ -1,5 +1,7 @@
 //! A worker: one running engine with one model and a number of slots.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{HiveId, ModelRef, Mono, UnixMillis, WorkerId};
@@ -61,7 +63,7 @@ pub enum WorkerState {
 #[derive(Debug, Clone)]
 pub struct Worker {
     /// What it is. While a hive has not answered the spawn, host and port are empty.
-    pub spec: WorkerSpec,
+    pub spec: Arc<WorkerSpec>,
     /// Whether it answers and may be given work.
     pub ready: bool,
     /// Whether it ends once its leases are back.
@@ -79,7 +81,7 @@ impl Worker {
     #[must_use]
     pub fn loading(spec: WorkerSpec) -> Self {
         Worker {
-            spec,
+            spec: Arc::new(spec),
             ready: false,
             draining: false,
             leases: 0,

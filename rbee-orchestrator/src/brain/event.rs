@@ -1,0 +1,304 @@
+//! What the brain is told, and what it wants done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::{
+    Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Mono, Narration,
+    Outcome, PlacedOn, Priority, SessionId, TenantId, UnixMillis, Usage, WorkerId, WorkerProtocol,
+    WorkerSpec,
+};
+use crate::error::Error;
+
+/// A request as the brain sees it: not what it says, only what decides where it runs.
+#[derive(Debug, Clone)]
+pub struct JobRequest {
+    /// Its identity.
+    pub id: JobId,
+    /// Which endpoint it came through.
+    pub kind: JobKind,
+    /// The model as the client named it.
+    pub model: String,
+    /// Where it may run.
+    pub constraints: Constraints,
+    /// Whether only a worker that speaks OpenAI's protocol can serve it.
+    pub openai_only: bool,
+    /// Queue class.
+    pub priority: Priority,
+    /// Who it is for.
+    pub tenant: TenantId,
+    /// The conversation it belongs to.
+    pub session: Option<SessionId>,
+    /// How long it may take in all.
+    pub total_timeout: Duration,
+    /// How long it may wait for a worker.
+    pub queue_timeout: Duration,
+    /// When it must have ended, whatever the time-outs say.
+    pub deadline: Option<UnixMillis>,
+}
+
+/// What an attempt brought.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// The text, where it is kept.
+    pub result: Option<String>,
+    /// Whether the worker did not answer at all, so that it needs a check before it gets more.
+    pub suspect: bool,
+}
+
+/// A worker as its hive sees it.
+#[derive(Debug, Clone)]
+pub struct SeenWorker {
+    /// What it is.
+    pub spec: WorkerSpec,
+    /// What it is doing.
+    pub state: SeenState,
+}
+
+/// What a hive says that a worker is doing.
+#[derive(Debug, Clone)]
+pub enum SeenState {
+    /// It loads its model.
+    Loading,
+    /// It can take work.
+    Ready,
+    /// It ends, or is to be left alone.
+    Stopping,
+    /// It died.
+    Failed(Error),
+}
+
+/// What a hive answered to a spawn.
+#[derive(Debug, Clone)]
+pub struct Spawned {
+    /// The id that the hive gave, which may differ from the minted one.
+    pub id: WorkerId,
+    /// Host as the hive's machine sees it.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A client wants something.
+    Submit(Box<JobRequest>),
+    /// Nobody wants it any more, for this reason.
+    Cancel {
+        /// The job.
+        job: JobId,
+        /// What its client is told.
+        error: Error,
+    },
+    /// A lease came back.
+    AttemptEnded {
+        /// The job that had it.
+        job: JobId,
+        /// Which dispatch.
+        attempt: Attempt,
+        /// Whose slot.
+        worker: WorkerId,
+        /// What came of it.
+        report: Box<Report>,
+    },
+    /// A start of a hive was tried.
+    HiveStarted {
+        /// The hive.
+        hive: HiveId,
+        /// What came of it.
+        result: Result<(), Error>,
+    },
+    /// A hive told what it has.
+    HiveReport {
+        /// The hive.
+        hive: HiveId,
+        /// Its devices and models; `None` from hives that can't tell.
+        capabilities: Option<Capabilities>,
+        /// Its workers.
+        workers: Vec<SeenWorker>,
+    },
+    /// A hive did not answer a check.
+    HiveMissed {
+        /// The hive.
+        hive: HiveId,
+        /// Why.
+        error: Error,
+    },
+    /// A hive answered to a spawn.
+    SpawnAnswered {
+        /// The minted id.
+        worker: WorkerId,
+        /// What the hive said.
+        result: Result<Spawned, Error>,
+    },
+    /// A worker died, or its load failed.
+    WorkerFailed {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        error: Error,
+    },
+    /// A worker was asked whether it answers.
+    WorkerChecked {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether it did.
+        answers: bool,
+    },
+    /// A worker that was to be stopped is gone.
+    WorkerStopped {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done. The order of actions is the order of the decisions.
+#[derive(Debug)]
+pub enum Action {
+    /// Tell a waiting client its place in the queue.
+    Queued {
+        /// The job.
+        job: JobId,
+        /// Jobs before it.
+        position: usize,
+    },
+    /// Tell a waiting client what happens.
+    Narrate {
+        /// The job.
+        job: JobId,
+        /// What happens.
+        narration: Narration,
+    },
+    /// Run a job on a worker.
+    Dispatch {
+        /// The job.
+        job: JobId,
+        /// Which dispatch this is.
+        attempt: Attempt,
+        /// The resolved model.
+        model: ModelRef,
+        /// The worker, whose slot is now taken.
+        worker: Arc<WorkerSpec>,
+        /// The same for the record, with the reason.
+        placed: PlacedOn,
+        /// When.
+        at: UnixMillis,
+    },
+    /// Cut a running job off. Its lease comes back with this error.
+    Abort {
+        /// The job.
+        job: JobId,
+        /// What its client is told, and how it ends.
+        outcome: Outcome,
+    },
+    /// A job has ended: keep its ending, and tell its client if he does not know yet.
+    Finish {
+        /// The job.
+        job: JobId,
+        /// The attempt that ended; 0 if it never ran.
+        attempt: Attempt,
+        /// How.
+        ending: Box<Ending>,
+    },
+    /// Start a hive; answered by [`Event::HiveStarted`].
+    StartHive {
+        /// The hive.
+        hive: HiveId,
+    },
+    /// Ask a hive for a worker; answered by [`Event::SpawnAnswered`].
+    Spawn {
+        /// The hive.
+        hive: HiveId,
+        /// What is wanted; host and port are not known yet.
+        worker: Arc<WorkerSpec>,
+        /// Devices for it.
+        devices: Vec<u32>,
+    },
+    /// Stop a worker through its hive; answered by [`Event::WorkerStopped`].
+    StopWorker {
+        /// Its hive.
+        hive: HiveId,
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Ask a worker whether it answers; answered by [`Event::WorkerChecked`].
+    CheckWorker {
+        /// The worker.
+        worker: Arc<WorkerSpec>,
+    },
+}
+
+/// A worker that calls back, or that an administrator registers.
+#[derive(Debug, Clone)]
+pub struct WorkerCallback {
+    /// Its id.
+    pub id: WorkerId,
+    /// Its hive, if it says so.
+    pub hive: Option<HiveId>,
+    /// Its model.
+    pub model: ModelRef,
+    /// Kind of device.
+    pub backend: String,
+    /// Device number.
+    pub device: Option<u32>,
+    /// Host as the hive's machine sees it.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: Option<WorkerProtocol>,
+    /// Requests it serves at once.
+    pub slots_total: Option<u32>,
+    /// Memory it takes, in bytes.
+    pub vram_bytes: Option<u64>,
+    /// Whether the caller showed the callback token.
+    pub trusted: bool,
+}
+
+/// An administrator's wish for a worker.
+#[derive(Debug, Clone)]
+pub struct SpawnOrder {
+    /// The model as named.
+    pub model: String,
+    /// Where it may run.
+    pub constraints: Constraints,
+}
+
+/// When something is due.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    /// A waiting job gives up.
+    Queue(JobId),
+    /// A job has taken too long in all.
+    Total(JobId),
+    /// A load has taken too long.
+    Load(WorkerId),
+}
+
+/// A job that has not ended.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) request: Box<JobRequest>,
+    pub(super) attempt: Attempt,
+    pub(super) phase: Phase,
+    /// When it must have ended.
+    pub(super) total_deadline: Mono,
+    /// What is due next, so that it can be taken back.
+    pub(super) due: (Mono, Due),
+}
+
+/// Where a job is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Waiting,
+    Running,
+    /// Cut off; its lease has not come back yet.
+    Aborting,
+}

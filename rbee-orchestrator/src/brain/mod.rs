@@ -1,0 +1,189 @@
+//! Every decision, in one state machine: no socket, no clock, no disk, no task.
+//!
+//! [`Brain::handle`] takes an event and the time and appends what is to be done. The same code
+//! runs in production and under a test's hand-moved clock.
+
+mod event;
+mod fleet;
+mod jobs;
+mod names;
+mod queue;
+mod workers;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+use crate::config::Config;
+use crate::domain::{HiveId, HiveRecord, JobId, Mono, Now, WorkerId};
+use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
+
+pub use event::{
+    Action, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder, Spawned, WorkerCallback,
+};
+use event::{Due, Job};
+use names::Names;
+use queue::Queue;
+pub use workers::{OrderAnswer, is_loopback};
+
+/// The state machine. See the module's documentation.
+pub struct Brain {
+    config: Config,
+    scheduler: Box<dyn Scheduler>,
+    hives: BTreeMap<HiveId, Hive>,
+    workers: Workers,
+    /// What the registry does not need but the brain does.
+    worker_notes: HashMap<WorkerId, workers::Notes>,
+    /// Ids that hives gave to workers in place of the minted ones.
+    other_ids: HashMap<WorkerId, WorkerId>,
+    /// Ready calls for unknown ids, held while a spawn is in flight.
+    early_ready: Vec<WorkerCallback>,
+    /// Workers that were stopped: a report that was on its way does not bring them back.
+    gone: HashMap<WorkerId, Mono>,
+    names: Names,
+    queue: Queue,
+    jobs: HashMap<JobId, Job>,
+    due: BTreeSet<(Mono, Due)>,
+    draining: bool,
+}
+
+impl fmt::Debug for Brain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Brain")
+            .field("scheduler", &self.scheduler.name())
+            .field("hives", &self.hives.len())
+            .field("waiting", &self.queue.len())
+            .field("jobs", &self.jobs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Brain {
+    /// A brain that knows these hives and no worker.
+    #[must_use]
+    pub fn new(config: Config, scheduler: Box<dyn Scheduler>, hives: Vec<HiveRecord>) -> Self {
+        let hives = hives
+            .into_iter()
+            .map(|hive| (hive.spec.id.clone(), Hive::new(hive)))
+            .collect();
+        let mut brain = Brain {
+            names: Names::new(&config.aliases),
+            config,
+            scheduler,
+            hives,
+            workers: Workers::default(),
+            worker_notes: HashMap::new(),
+            other_ids: HashMap::new(),
+            early_ready: Vec::new(),
+            gone: HashMap::new(),
+            queue: Queue::default(),
+            jobs: HashMap::new(),
+            due: BTreeSet::new(),
+            draining: false,
+        };
+        brain.names.learn(brain.hives.values());
+        brain
+    }
+
+    /// Takes an event in and appends what is to be done about it.
+    pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Submit(request) => self.submit(now, request, out),
+            Event::Cancel { job, error } => self.cancel(now, job, error, out),
+            Event::AttemptEnded {
+                job,
+                attempt,
+                worker,
+                report,
+            } => {
+                self.attempt_ended(now, job, attempt, &worker, *report, out);
+            }
+            Event::HiveStarted { hive, result } => self.hive_started(now, &hive, result, out),
+            Event::HiveReport {
+                hive,
+                capabilities,
+                workers,
+            } => {
+                self.hive_report(now, &hive, capabilities, workers, out);
+            }
+            Event::HiveMissed { hive, error } => self.hive_missed(now, &hive, error, out),
+            Event::SpawnAnswered { worker, result } => {
+                self.spawn_answered(now, &worker, result, out);
+            }
+            Event::WorkerFailed { worker, error } => self.worker_failed(now, &worker, &error, out),
+            Event::WorkerChecked { worker, answers } => {
+                self.worker_checked(now, &worker, answers, out);
+            }
+            Event::WorkerStopped { worker } => self.worker_stopped(now, &worker, out),
+            Event::Tick => {}
+        }
+        self.expire(now, out);
+        debug_assert!(self.is_consistent());
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Mono> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// What a scheduler would see now.
+    #[must_use]
+    pub fn view(&self, now: Now) -> ClusterView<'_> {
+        ClusterView {
+            workers: &self.workers,
+            hives: &self.hives,
+            now: now.mono,
+        }
+    }
+
+    /// Jobs that wait for a worker.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Jobs that have not ended.
+    #[must_use]
+    pub fn open_jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Whether a worker of this hive, or of any, is loading.
+    #[must_use]
+    pub fn is_loading(&self, hive: Option<&HiveId>) -> bool {
+        let of_hive = |id: &Option<HiveId>| hive.is_none() || id.as_ref() == hive;
+        self.workers
+            .iter()
+            .any(|worker| !worker.ready && of_hive(&worker.spec.hive))
+    }
+
+    /// Takes no more work: what comes is refused with `SHUTTING_DOWN`, what waits ends with it,
+    /// what runs goes on.
+    pub fn drain(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.draining = true;
+        for key in self.queue.keys(|_, _| true) {
+            self.end_group(now, &key, &jobs::shutting_down(), out);
+        }
+    }
+
+    /// Carries out what has fallen due.
+    fn expire(&mut self, now: Now, out: &mut Vec<Action>) {
+        while let Some((at, _)) = self.due.first()
+            && *at <= now.mono
+            && let Some((_, due)) = self.due.pop_first()
+        {
+            match due {
+                Due::Queue(job) => self.queue_timed_out(now, job, out),
+                Due::Total(job) => self.total_timed_out(now, job, out),
+                Due::Load(worker) => self.load_timed_out(now, &worker, out),
+            }
+        }
+    }
+
+    fn is_consistent(&self) -> bool {
+        self.workers
+            .iter()
+            .all(|worker| worker.leases <= worker.spec.slots_total.max(1))
+            && self.queue.len() <= self.jobs.len()
+    }
+}

@@ -1,0 +1,133 @@
+//! Jobs that wait, in groups that may run in the same places.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::domain::{Constraints, HiveId, JobId, ModelRef, Narration, WorkerId};
+
+use super::event::JobRequest;
+
+/// What makes jobs wait together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct GroupKey {
+    pub(super) model: ModelRef,
+    pub(super) constraints: Constraints,
+    pub(super) openai_only: bool,
+}
+
+impl GroupKey {
+    pub(super) fn of(request: &JobRequest, model: ModelRef) -> Self {
+        GroupKey {
+            model,
+            constraints: request.constraints.clone(),
+            openai_only: request.openai_only,
+        }
+    }
+}
+
+/// What a group waits for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// A free slot.
+    #[default]
+    Slot,
+    /// A hive that starts.
+    Hive(HiveId),
+    /// A worker that loads.
+    Load(WorkerId),
+}
+
+/// Jobs of one key, first come first served.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) jobs: VecDeque<JobId>,
+    pub(super) waits: Waits,
+    /// What was told last; a job that comes later is told the same.
+    pub(super) narration: Option<Narration>,
+    /// The name that was asked for, while it is not known which model it means.
+    pub(super) tentative: Option<String>,
+}
+
+/// All waiting jobs.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    groups: HashMap<GroupKey, Group>,
+    len: usize,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_waiting(&self, key: &GroupKey) -> bool {
+        !self.groups.is_empty() && self.groups.contains_key(key)
+    }
+
+    /// Puts a job at the end of its group; returns the group and the job's position in it.
+    pub(super) fn push(&mut self, key: GroupKey, job: JobId) -> (&mut Group, usize) {
+        self.len += 1;
+        let group = self.groups.entry(key).or_default();
+        group.jobs.push_back(job);
+        let position = group.jobs.len() - 1;
+        (group, position)
+    }
+
+    pub(super) fn front(&self, key: &GroupKey) -> Option<JobId> {
+        self.groups.get(key)?.jobs.front().copied()
+    }
+
+    pub(super) fn pop(&mut self, key: &GroupKey) -> Option<JobId> {
+        let group = self.groups.get_mut(key)?;
+        let job = group.jobs.pop_front()?;
+        if group.jobs.is_empty() {
+            self.groups.remove(key);
+        }
+        self.len -= 1;
+        Some(job)
+    }
+
+    /// Takes a job out, wherever it stands; says whether it was there.
+    pub(super) fn remove(&mut self, key: &GroupKey, job: JobId) -> bool {
+        let Some(group) = self.groups.get_mut(key) else {
+            return false;
+        };
+        let before = group.jobs.len();
+        group.jobs.retain(|waiting| *waiting != job);
+        let removed = before - group.jobs.len();
+        self.len -= removed;
+        if group.jobs.is_empty() {
+            self.groups.remove(key);
+        }
+        removed > 0
+    }
+
+    pub(super) fn take(&mut self, key: &GroupKey) -> Option<Group> {
+        let group = self.groups.remove(key)?;
+        self.len -= group.jobs.len();
+        Some(group)
+    }
+
+    pub(super) fn get(&self, key: &GroupKey) -> Option<&Group> {
+        self.groups.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &GroupKey) -> Option<&mut Group> {
+        self.groups.get_mut(key)
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = (&GroupKey, &Group)> {
+        self.groups.iter()
+    }
+
+    /// Keys of the groups that `wanted` accepts, those whose first job waits longest first.
+    pub(super) fn keys(&self, wanted: impl Fn(&GroupKey, &Group) -> bool) -> Vec<GroupKey> {
+        let mut found: Vec<(&JobId, &GroupKey)> = self
+            .groups
+            .iter()
+            .filter(|(key, group)| wanted(key, group))
+            .filter_map(|(key, group)| Some((group.jobs.front()?, key)))
+            .collect();
+        found.sort_unstable_by_key(|(first, _)| **first);
+        found.into_iter().map(|(_, key)| key.clone()).collect()
+    }
+}

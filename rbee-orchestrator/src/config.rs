@@ -1,0 +1,223 @@
+//! Every bound and time-out, with its default. Durations read as `"60s"`, `"5min"`, `"500ms"`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+const GIB: u64 = 1 << 30;
+
+/// Configuration of an orchestrator. Unknown keys are refused.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Names for models: `smollm2 = "file:smollm2.gguf"`. They win over the hives' own aliases.
+    pub aliases: BTreeMap<String, String>,
+    /// Waiting requests.
+    pub queue: QueueConfig,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// How large things may be.
+    pub limits: Limits,
+    /// Hives: how they are started and watched.
+    pub hives: HivesConfig,
+    /// Servers that no hive owns, registered at the start.
+    pub workers: Vec<StaticWorker>,
+}
+
+/// Bounds of the queue.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueueConfig {
+    /// Requests that may wait at once; one more is refused with `SYSTEM_AT_CAPACITY`.
+    pub capacity: usize,
+    /// How long an interactive request waits for a worker unless it says otherwise.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        QueueConfig {
+            capacity: 1000,
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// A request in all, unless it says otherwise.
+    #[serde(with = "humantime_serde")]
+    pub total: Duration,
+    /// The most that a request may ask for.
+    #[serde(with = "humantime_serde")]
+    pub total_max: Duration,
+    /// Silence between two pieces of a stream after the first.
+    #[serde(with = "humantime_serde")]
+    pub between_tokens: Duration,
+    /// A client that takes no byte for this long has gone.
+    #[serde(with = "humantime_serde")]
+    pub client_stall: Duration,
+    /// A TCP connection to a worker.
+    #[serde(with = "humantime_serde")]
+    pub connect: Duration,
+    /// How long the status line of an OpenAI stream waits for the worker's own.
+    #[serde(with = "humantime_serde")]
+    pub stream_status: Duration,
+    /// Between two keep-alive comments while a client waits.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    /// The load of a model, whatever its size.
+    #[serde(with = "humantime_serde")]
+    pub load: Duration,
+    /// The load of a model, more for each GiB of its size.
+    #[serde(with = "humantime_serde")]
+    pub load_per_gib: Duration,
+    /// A hive's start, until its health check answers.
+    #[serde(with = "humantime_serde")]
+    pub hive_start: Duration,
+    /// A call to a hive.
+    #[serde(with = "humantime_serde")]
+    pub hive_call: Duration,
+    /// A health check of a hive or a worker.
+    #[serde(with = "humantime_serde")]
+    pub health: Duration,
+    /// Between SIGTERM and SIGKILL.
+    #[serde(with = "humantime_serde")]
+    pub stop_grace: Duration,
+    /// Running requests at shutdown, before they are cut off.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let secs = Duration::from_secs;
+        Timeouts {
+            total: secs(5 * 60),
+            total_max: secs(30 * 60),
+            between_tokens: secs(60),
+            client_stall: secs(60),
+            connect: secs(5),
+            stream_status: secs(5),
+            keep_alive: secs(10),
+            load: secs(5 * 60),
+            load_per_gib: secs(20),
+            hive_start: secs(30),
+            hive_call: secs(15),
+            health: secs(5),
+            stop_grace: secs(30),
+            drain: secs(30),
+        }
+    }
+}
+
+impl Timeouts {
+    /// How long the load of a model of `size_bytes` may take.
+    #[must_use]
+    pub fn load_deadline(&self, size_bytes: u64) -> Duration {
+        let gib = size_bytes as f64 / GIB as f64;
+        self.load + self.load_per_gib.mul_f64(gib)
+    }
+}
+
+/// How large things may be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// A request's body, in bytes.
+    pub max_body_bytes: usize,
+    /// A worker's unstreamed answer, in bytes.
+    pub max_response_bytes: usize,
+    /// One event of a worker's stream, in bytes.
+    pub max_event_bytes: usize,
+    /// Idle connections kept to one worker by one thread.
+    pub max_idle_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_body_bytes: 16 << 20,
+            max_response_bytes: 64 << 20,
+            max_event_bytes: 1 << 20,
+            max_idle_connections: 1024,
+        }
+    }
+}
+
+/// How hives are started and watched.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HivesConfig {
+    /// Whether there is a hive `localhost`, started when a request needs it.
+    pub local: bool,
+    /// The first port that a local hive tries.
+    pub port: u16,
+    /// Command templates by name; `default` starts every hive that names none.
+    pub commands: BTreeMap<String, Vec<String>>,
+    /// Where hives call the queen back; the daemon fills in its own address.
+    pub queen_url: Option<String>,
+    /// Folder for the logs of local hives; the daemon's default is beside the database.
+    pub log_dir: Option<PathBuf>,
+    /// Between two health checks of a hive.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// The same while one of its workers loads.
+    #[serde(with = "humantime_serde")]
+    pub loading_interval: Duration,
+    /// Missed checks in a row after which a hive is offline.
+    pub offline_after: u32,
+    /// After a failed start, how long until the next is tried; for a device that had no room,
+    /// how long it is left out.
+    #[serde(with = "humantime_serde")]
+    pub retry_after: Duration,
+    /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
+    pub worker_slots: Option<u32>,
+}
+
+impl Default for HivesConfig {
+    fn default() -> Self {
+        let default = ["rbee-hive", "daemon", "--port", "{port}"]
+            .map(str::to_owned)
+            .to_vec();
+        HivesConfig {
+            local: true,
+            port: 9200,
+            commands: BTreeMap::from([("default".to_owned(), default)]),
+            queen_url: None,
+            log_dir: None,
+            check_interval: Duration::from_secs(15),
+            loading_interval: Duration::from_millis(500),
+            offline_after: 3,
+            retry_after: Duration::from_secs(15),
+            worker_slots: None,
+        }
+    }
+}
+
+/// A server that no hive owns, as the configuration names it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticWorker {
+    /// Its id; made from the URL when absent.
+    pub worker_id: Option<String>,
+    /// Its base URL, `http://host:port`.
+    pub url: String,
+    /// The model it serves.
+    pub model_ref: String,
+    /// `openai` (default) or `rbee`.
+    #[serde(default)]
+    pub protocol: crate::domain::WorkerProtocol,
+    /// Requests it serves at once.
+    #[serde(default = "one")]
+    pub slots_total: u32,
+}
+
+fn one() -> u32 {
+    1
+}

@@ -1,0 +1,84 @@
+//! Where a request runs. A policy is a file; what is feasible is apart from what is best.
+
+mod least_loaded;
+mod placement;
+mod round_robin;
+mod view;
+
+use crate::domain::{Constraints, HiveId, ModelRef, WorkerId};
+use crate::error::Error;
+
+pub use least_loaded::LeastLoaded;
+pub use placement::place_new_worker;
+pub use round_robin::RoundRobin;
+pub use view::{ClusterView, Hive, Workers};
+
+/// A group of waiting requests that may run in the same places.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacementRequest<'a> {
+    /// The model they ask for.
+    pub model: &'a ModelRef,
+    /// Where they may run.
+    pub constraints: &'a Constraints,
+    /// Whether only a worker that speaks OpenAI's protocol will do.
+    pub openai_only: bool,
+}
+
+/// A scheduler's answer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Placement {
+    /// To this worker, which has a free slot.
+    Route {
+        /// The worker.
+        worker: WorkerId,
+        /// Why this one, for people.
+        why: String,
+    },
+    /// First start this hive, then ask again.
+    StartHive(HiveId),
+    /// First start a worker, then ask again.
+    Spawn {
+        /// On this hive.
+        hive: HiveId,
+        /// Kind of device.
+        backend: String,
+        /// On these devices.
+        devices: Vec<u32>,
+        /// After these are gone.
+        evict: Vec<WorkerId>,
+    },
+    /// Ask again when something has changed.
+    Wait,
+    /// There is no place, and waiting does not help.
+    Reject(Error),
+}
+
+/// Memory that is needed and not there.
+#[derive(Debug, Clone)]
+pub struct Pressure {
+    /// On this hive.
+    pub hive: HiveId,
+    /// On this device.
+    pub device: u32,
+    /// This many bytes.
+    pub bytes: u64,
+}
+
+/// Decides where a request runs and what is given up for it.
+///
+/// A function of its own state, the view and the request: no clock, no I/O, no unseeded
+/// randomness. The same state and view give the same answer.
+pub trait Scheduler: Send + Sync {
+    /// Its name, for logs.
+    fn name(&self) -> &str;
+
+    /// Asked once per group of waiting requests (same model, same constraints) when something
+    /// changed, and again after each request it routes.
+    fn place(&mut self, request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Placement;
+
+    /// What to give up under pressure; nothing by default.
+    fn evict(&mut self, _pressure: &Pressure, _view: &ClusterView<'_>) -> Vec<WorkerId> {
+        Vec::new()
+    }
+}

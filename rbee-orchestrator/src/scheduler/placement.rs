@@ -1,0 +1,230 @@
+//! Where a new worker goes: feasibility first, then the device with the most free memory.
+
+use std::collections::BTreeSet;
+
+use super::{ClusterView, Hive, Placement, PlacementRequest};
+use crate::domain::{Device, HiveStatus, ModelRef};
+use crate::error::{Code, Error};
+
+/// What to do for a model that no worker can take a request for now: wait for one that is busy or
+/// loads, spawn one on the hive and device with the most free memory that fits it, start a hive
+/// that could, or refuse. Policies share it.
+///
+/// A stopped hive counts with its stored report; one that never reported is started last. An
+/// unknown need of memory counts as fitting.
+#[must_use]
+pub fn place_new_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Placement {
+    if view.candidates(request).next().is_some() {
+        return Placement::Wait;
+    }
+    let allowed: Vec<&Hive> = view
+        .hives
+        .values()
+        .filter(|hive| {
+            request
+                .constraints
+                .hive
+                .as_ref()
+                .is_none_or(|id| id == hive.id())
+        })
+        .collect();
+
+    let with_model = || {
+        allowed
+            .iter()
+            .copied()
+            .filter(|hive| hive.model(request.model).is_some())
+    };
+    let online = with_model().filter(|hive| hive.status == HiveStatus::Online);
+    if let Some((hive, device)) = roomiest(request, view, online) {
+        return Placement::Spawn {
+            hive: hive.id().clone(),
+            backend: device.backend.clone(),
+            devices: vec![device.index],
+            evict: Vec::new(),
+        };
+    }
+    if with_model().any(|hive| hive.status == HiveStatus::Starting) {
+        return Placement::Wait;
+    }
+    let stopped = with_model().filter(|hive| view.can_start(hive));
+    if let Some((hive, _)) = roomiest(request, view, stopped) {
+        return Placement::StartHive(hive.id().clone());
+    }
+    let unreported = || allowed.iter().filter(|hive| hive.capabilities().is_none());
+    if unreported().any(|hive| hive.status == HiveStatus::Starting) {
+        return Placement::Wait;
+    }
+    if let Some(hive) = unreported().find(|hive| view.can_start(hive)) {
+        return Placement::StartHive(hive.id().clone());
+    }
+    Placement::Reject(why_not(request, view, &allowed))
+}
+
+/// The hive and device with the most free memory that the model fits.
+fn roomiest<'a>(
+    request: &PlacementRequest<'_>,
+    view: &ClusterView<'_>,
+    hives: impl Iterator<Item = &'a Hive>,
+) -> Option<(&'a Hive, &'a Device)> {
+    let fits = |hive: &Hive, device: &Device| {
+        let needed = hive
+            .model(request.model)
+            .and_then(|model| model.vram_bytes)
+            .unwrap_or(0);
+        let full = |(index, until): &(u32, _)| *index == device.index && *until > view.now;
+        view.free_bytes(hive.id(), device) >= needed && !hive.full_devices.iter().any(full)
+    };
+    hives
+        .flat_map(|hive| devices(request, hive).map(move |device| (hive, device)))
+        .filter(|(hive, device)| fits(hive, device))
+        .map(|(hive, device)| (view.free_bytes(hive.id(), device), hive, device))
+        // The first of equals, so that the order of names decides.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
+        .map(|(_, hive, device)| (hive, device))
+}
+
+/// The devices of a hive that the request allows.
+fn devices<'a>(
+    request: &PlacementRequest<'_>,
+    hive: &'a Hive,
+) -> impl Iterator<Item = &'a Device> + use<'a> {
+    let backend = request.constraints.backend.clone();
+    let index = request.constraints.device;
+    let all = hive
+        .capabilities()
+        .map_or(&[][..], |c| c.devices.as_slice());
+    all.iter().filter(move |device| {
+        backend.as_ref().is_none_or(|b| *b == device.backend)
+            && index.is_none_or(|i| i == device.index)
+    })
+}
+
+fn why_not(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {
+    let model = request.model;
+    if view.workers.with_model(model).next().is_some() && request.openai_only {
+        return Error::invalid(format!(
+            "model {model} is served only by workers of the rbee protocol, which take a plain \
+             prompt: send `prompt` to /v2/tasks or /v1/completions"
+        ))
+        .param("model");
+    }
+    let broken = allowed
+        .iter()
+        .filter(|hive| hive.status != HiveStatus::Online);
+    let broken_error = || {
+        broken
+            .clone()
+            .find_map(|hive| Some((hive, hive.last_error.as_ref()?)))
+    };
+    let Some(hive) = allowed.iter().find(|hive| hive.model(model).is_some()) else {
+        return match broken_error() {
+            Some((hive, error)) => unreachable(hive, error),
+            None => not_found(model, view),
+        };
+    };
+    if devices(request, hive).next().is_none() && hive.capabilities().is_some() {
+        return no_device(request, hive);
+    }
+    if let Some((hive, error)) = broken_error().filter(|(hive, _)| hive.model(model).is_some()) {
+        return unreachable(hive, error);
+    }
+    no_room(request, view, allowed)
+}
+
+fn unreachable(hive: &Hive, error: &Error) -> Error {
+    let message = format!("hive {} is not available: {}", hive.id(), error.message);
+    Error {
+        message,
+        code: Code::HiveUnreachable,
+        ..error.clone()
+    }
+    .retry_after(std::time::Duration::from_secs(5))
+}
+
+fn not_found(model: &ModelRef, view: &ClusterView<'_>) -> Error {
+    const SHOWN: usize = 20;
+    let models = view
+        .hives
+        .values()
+        .filter_map(Hive::capabilities)
+        .flat_map(|c| &c.models);
+    let on_disk = models.map(|m| match m.aliases.first() {
+        Some(alias) => alias.clone(),
+        None => m.model_ref.to_string(),
+    });
+    let running = view
+        .workers
+        .iter()
+        .filter(|worker| worker.spec.hive.is_none());
+    let known: BTreeSet<String> = on_disk
+        .chain(running.map(|worker| worker.spec.model.to_string()))
+        .collect();
+    let there_is = match known.len() {
+        0 => "there is no model yet: put one into a hive's models folder".to_owned(),
+        n if n > SHOWN => {
+            let first: Vec<&str> = known.iter().take(SHOWN).map(String::as_str).collect();
+            format!("there are {}, … ({n} in all)", first.join(", "))
+        }
+        _ => format!(
+            "there is {}",
+            Vec::from_iter(known.iter().map(String::as_str)).join(", ")
+        ),
+    };
+    Error::new(
+        Code::ModelNotFound,
+        format!("no hive has model {model}; {there_is}"),
+    )
+    .param("model")
+}
+
+fn no_device(request: &PlacementRequest<'_>, hive: &Hive) -> Error {
+    let backend = request
+        .constraints
+        .backend
+        .as_deref()
+        .unwrap_or("any backend");
+    let device = match request.constraints.device {
+        Some(index) => format!("device {index}"),
+        None => "a device".to_owned(),
+    };
+    let devices = hive
+        .capabilities()
+        .map_or(&[][..], |c| c.devices.as_slice());
+    let known: Vec<String> = devices
+        .iter()
+        .map(|d| format!("{} {}", d.backend, d.index))
+        .collect();
+    Error::new(
+        Code::NoCapacity,
+        format!(
+            "no hive with the model has {device} of {backend}; {} has {}",
+            hive.id(),
+            known.join(", ")
+        ),
+    )
+}
+
+fn no_room(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {
+    let model = request.model;
+    let need = allowed
+        .iter()
+        .find_map(|hive| hive.model(model)?.vram_bytes)
+        .unwrap_or(0);
+    let all = allowed
+        .iter()
+        .flat_map(|hive| devices(request, hive).map(|device| view.free_bytes(hive.id(), device)));
+    let most = all.max().unwrap_or(0);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Error::new(
+        Code::InsufficientVram,
+        format!(
+            "model {model} needs {} MiB and the roomiest device has {} MiB free; shut a worker \
+             down (POST /v2/workers/shutdown) or use a smaller model",
+            mib(need),
+            mib(most)
+        ),
+    )
+    .detail("needed_bytes", need)
+    .detail("free_bytes", most)
+}

@@ -1,0 +1,171 @@
+//! What a scheduler sees: the workers and the hives as they are known now.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::domain::{
+    Capabilities, Device, HiveId, HiveModel, HiveRecord, HiveStatus, ModelRef, Mono, Worker,
+    WorkerId,
+};
+use crate::error::Error;
+
+use super::PlacementRequest;
+
+/// The workers, found by id and by model.
+#[derive(Debug, Default)]
+pub struct Workers {
+    by_id: HashMap<WorkerId, Worker>,
+    by_model: HashMap<ModelRef, Vec<WorkerId>>,
+}
+
+impl Workers {
+    /// Adds a worker, in place of an older one of that id.
+    pub fn insert(&mut self, worker: Worker) {
+        let id = worker.spec.id.clone();
+        self.remove(&id);
+        let peers = self.by_model.entry(worker.spec.model.clone()).or_default();
+        // Sorted, so that a policy sees workers in an order that does not depend on hashing.
+        let at = peers.partition_point(|peer| *peer < id);
+        peers.insert(at, id.clone());
+        self.by_id.insert(id, worker);
+    }
+
+    /// Takes a worker out.
+    pub fn remove(&mut self, id: &WorkerId) -> Option<Worker> {
+        let worker = self.by_id.remove(id)?;
+        if let Some(peers) = self.by_model.get_mut(&worker.spec.model) {
+            peers.retain(|peer| peer != id);
+            if peers.is_empty() {
+                self.by_model.remove(&worker.spec.model);
+            }
+        }
+        Some(worker)
+    }
+
+    /// One worker.
+    #[must_use]
+    pub fn get(&self, id: &WorkerId) -> Option<&Worker> {
+        self.by_id.get(id)
+    }
+
+    /// One worker, to change anything but its id and model.
+    pub fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
+        self.by_id.get_mut(id)
+    }
+
+    /// All workers, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &Worker> {
+        self.by_id.values()
+    }
+
+    /// The workers with a model, by id.
+    pub fn with_model(&self, model: &ModelRef) -> impl Iterator<Item = &Worker> {
+        let ids = self.by_model.get(model).map_or(&[][..], Vec::as_slice);
+        ids.iter().filter_map(|id| self.by_id.get(id))
+    }
+}
+
+/// A hive as the brain knows it.
+#[derive(Debug, Clone)]
+pub struct Hive {
+    /// What is stored about it.
+    pub record: HiveRecord,
+    /// Whether it can be asked for something.
+    pub status: HiveStatus,
+    /// Why it is not online.
+    pub last_error: Option<Error>,
+    /// Checks missed in a row.
+    pub misses: u32,
+    /// Until when it is not started again after a failure.
+    pub retry_at: Mono,
+    /// Devices left out, and until when: the hive said they have no room.
+    pub full_devices: Vec<(u32, Mono)>,
+}
+
+impl Hive {
+    /// A hive that was just registered or read from the store.
+    #[must_use]
+    pub fn new(record: HiveRecord) -> Self {
+        Hive {
+            record,
+            status: HiveStatus::Offline,
+            last_error: None,
+            misses: 0,
+            retry_at: Mono::default(),
+            full_devices: Vec::new(),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &HiveId {
+        &self.record.spec.id
+    }
+
+    /// Its last report.
+    #[must_use]
+    pub fn capabilities(&self) -> Option<&Capabilities> {
+        self.record.capabilities.as_ref()
+    }
+
+    /// A model on its disk.
+    #[must_use]
+    pub fn model(&self, model: &ModelRef) -> Option<&HiveModel> {
+        self.capabilities()?
+            .models
+            .iter()
+            .find(|m| m.model_ref == *model)
+    }
+}
+
+/// Everything that a placement may depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct ClusterView<'a> {
+    /// The workers.
+    pub workers: &'a Workers,
+    /// The hives, by name.
+    pub hives: &'a BTreeMap<HiveId, Hive>,
+    /// The time that hives' exclusions are held against.
+    pub now: Mono,
+}
+
+impl<'a> ClusterView<'a> {
+    /// Workers that could serve the request, whether or not they have a free slot now.
+    pub fn candidates(&self, request: &PlacementRequest<'a>) -> impl Iterator<Item = &'a Worker> {
+        let request = *request;
+        self.workers
+            .with_model(request.model)
+            .filter(move |worker| !worker.draining && serves(worker, &request))
+    }
+
+    /// Free memory of a device in bytes, less what its loading workers will still take.
+    #[must_use]
+    pub fn free_bytes(&self, hive: &HiveId, device: &Device) -> u64 {
+        let loading = self.workers.iter().filter(|worker| {
+            !worker.ready
+                && worker.spec.hive.as_ref() == Some(hive)
+                && worker.spec.device == device.index
+        });
+        let reserved: u64 = loading.map(|worker| worker.spec.vram_bytes).sum();
+        device.vram_free_bytes.saturating_sub(reserved)
+    }
+
+    /// Whether the hive may be started: ours to start, not online, not just failed.
+    #[must_use]
+    pub fn can_start(&self, hive: &Hive) -> bool {
+        let stopped = matches!(hive.status, HiveStatus::Offline | HiveStatus::Error);
+        stopped && hive.retry_at <= self.now
+    }
+}
+
+fn serves(worker: &Worker, request: &PlacementRequest<'_>) -> bool {
+    use crate::domain::WorkerProtocol::OpenAi;
+    let wanted = request.constraints;
+    let speaks = !request.openai_only || worker.spec.protocol == OpenAi;
+    speaks
+        && (wanted.hive.is_none() || wanted.hive == worker.spec.hive)
+        && wanted
+            .backend
+            .as_ref()
+            .is_none_or(|b| *b == worker.spec.backend)
+        && wanted.device.is_none_or(|d| d == worker.spec.device)
+}
