@@ -5,6 +5,14 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where tests wait for other processes"
+)]
+fn pause() {
+    std::thread::sleep(LOOK_EVERY);
+}
+
 /// Asks until there is something, for at most `within`.
 pub fn until<T>(within: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + within;
@@ -15,7 +23,7 @@ pub fn until<T>(within: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<
         if Instant::now() >= deadline {
             return None;
         }
-        std::thread::sleep(LOOK_EVERY);
+        pause();
     }
 }
 
