@@ -12,3 +12,5 @@ pub mod transport;
 
 pub use config::Config;
 pub use error::{Code, Error, Result};
+mod relay;
+mod router;

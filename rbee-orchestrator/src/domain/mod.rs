@@ -5,6 +5,7 @@ mod hive;
 mod id;
 mod job;
 mod model;
+mod task;
 mod time;
 mod worker;
 
@@ -19,5 +20,6 @@ pub use job::{
     PlacedOn, Priority, Usage,
 };
 pub use model::ModelRef;
+pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};
 pub use time::{Mono, Now, UnixMillis};
 pub use worker::{Worker, WorkerProtocol, WorkerSpec, WorkerState};

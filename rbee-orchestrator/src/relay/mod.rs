@@ -1,0 +1,8 @@
+//! Between a worker and its client: connections, event streams, and the two worker protocols.
+
+pub(crate) mod connection;
+pub(crate) mod openai;
+pub(crate) mod pool;
+pub(crate) mod rbee;
+pub(crate) mod sse;
+pub(crate) mod translate;

@@ -1,0 +1,194 @@
+//! Idle connections to workers, and how requests get onto them.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+
+use super::connection::{Connection, SendError};
+use crate::config::Config;
+use crate::domain::{WorkerId, WorkerSpec};
+use crate::error::{Code, Error};
+use crate::transport::HiveStream;
+
+/// llama-server closes an idle connection after 5 s; ours must be gone before.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// A runtime's connections stay with it: a wake-up between two runtimes costs a system call.
+const SHARDS: usize = 16;
+
+/// How a worker is reached.
+#[async_trait]
+pub(crate) trait Connector: Send + Sync {
+    /// A byte stream to the worker's port.
+    async fn connect(&self, worker: &WorkerSpec) -> std::io::Result<Box<dyn HiveStream>>;
+}
+
+struct Idle {
+    connection: Connection,
+    port: u16,
+    since: Instant,
+}
+
+type Shard = HashMap<WorkerId, Vec<Idle>>;
+
+/// Keeps idle connections for the next request to the same worker.
+pub(crate) struct Pool {
+    shards: [Mutex<Shard>; SHARDS],
+    connector: Box<dyn Connector>,
+    connect_timeout: Duration,
+    max_idle: usize,
+}
+
+/// An answer that has begun, with the connection that its body comes on.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) connection: Connection,
+}
+
+/// A worker that gave no answer.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    pub(crate) error: Error,
+    /// Whether the worker may be gone.
+    pub(crate) suspect: bool,
+}
+
+impl Pool {
+    pub(crate) fn new(connector: Box<dyn Connector>, config: &Config) -> Self {
+        Pool {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            connector,
+            connect_timeout: config.timeouts.connect,
+            max_idle: config.limits.max_idle_connections,
+        }
+    }
+
+    fn shard(&self) -> std::sync::MutexGuard<'_, Shard> {
+        let mut hasher = DefaultHasher::new();
+        tokio::runtime::Handle::current().id().hash(&mut hasher);
+        let at = hasher.finish() as usize % SHARDS;
+        self.shards[at]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, worker: &WorkerSpec) -> Option<Connection> {
+        let mut shard = self.shard();
+        let idle = shard.get_mut(&worker.id)?;
+        while let Some(candidate) = idle.pop() {
+            if candidate.port == worker.port && candidate.since.elapsed() < IDLE {
+                return Some(candidate.connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose answer was read to its end.
+    pub(crate) fn put(&self, worker: &WorkerSpec, connection: Connection) {
+        let idle = Idle {
+            connection,
+            port: worker.port,
+            since: Instant::now(),
+        };
+        let mut shard = self.shard();
+        match shard.get_mut(&worker.id) {
+            Some(others) if others.len() < self.max_idle => others.push(idle),
+            Some(_) => {}
+            None => {
+                shard.insert(worker.id.clone(), vec![idle]);
+            }
+        }
+    }
+
+    /// Closes connections that were idle for too long.
+    pub(crate) fn sweep(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for idle in shard.values_mut() {
+                idle.retain(|one| one.since.elapsed() < IDLE);
+            }
+            shard.retain(|_, idle| !idle.is_empty());
+        }
+    }
+
+    async fn fresh(&self, worker: &WorkerSpec) -> Result<Connection, NoAnswer> {
+        let failed = |why: String| NoAnswer {
+            error: Error::new(
+                Code::WorkerFailed,
+                format!("worker {} could not be reached: {why}", worker.id),
+            ),
+            suspect: true,
+        };
+        let connect = self.connector.connect(worker);
+        let stream = match tokio::time::timeout(self.connect_timeout, connect).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(failed(error.to_string())),
+            Err(_) => return Err(failed("the connection timed out".to_owned())),
+        };
+        Connection::handshake(stream)
+            .await
+            .map_err(|error| failed(error.to_string()))
+    }
+
+    /// Sends a request to a worker and waits for the head of the answer.
+    ///
+    /// When a kept connection turns out to be closed without a byte of an answer, the request goes
+    /// out once more on a fresh one: that is no failure of the worker.
+    pub(crate) async fn send(
+        &self,
+        worker: &Arc<WorkerSpec>,
+        mut make: impl FnMut() -> Request<Full<Bytes>> + Send,
+    ) -> Result<Answer, NoAnswer> {
+        while let Some(mut connection) = self.take(worker) {
+            if !connection.is_open().await {
+                continue;
+            }
+            match connection.send(make()).await {
+                Ok(response) => {
+                    return Ok(Answer {
+                        response,
+                        connection,
+                    });
+                }
+                Err(SendError::Unsent(_) | SendError::NoAnswer(_)) => break,
+                Err(SendError::Invalid(why)) => return Err(invalid(worker, &why)),
+            }
+        }
+        let mut connection = self.fresh(worker).await?;
+        match connection.send(make()).await {
+            Ok(response) => Ok(Answer {
+                response,
+                connection,
+            }),
+            Err(SendError::Invalid(why)) => Err(invalid(worker, &why)),
+            Err(SendError::Unsent(_)) => Err(closed(worker, "the connection was closed")),
+            Err(SendError::NoAnswer(why)) => Err(closed(worker, &why)),
+        }
+    }
+}
+
+fn invalid(worker: &WorkerSpec, why: &str) -> NoAnswer {
+    let message = format!("worker {} answered what is not HTTP: {why}", worker.id);
+    NoAnswer {
+        error: Error::new(Code::UpstreamInvalid, message),
+        suspect: false,
+    }
+}
+
+fn closed(worker: &WorkerSpec, why: &str) -> NoAnswer {
+    let message = format!(
+        "worker {} closed the connection without an answer: {why}",
+        worker.id
+    );
+    NoAnswer {
+        error: Error::new(Code::WorkerFailed, message),
+        suspect: true,
+    }
+}

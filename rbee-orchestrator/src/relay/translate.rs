@@ -1,0 +1,288 @@
+//! Workers' events read into pieces, whichever protocol they speak, and pieces written as OpenAI
+//! chunks.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::openai::WireUsage;
+use super::{rbee, sse};
+use crate::domain::{
+    JobId, Sampling, StopReason, TaskInput, TaskRequest, UnixMillis, Usage, WorkerProtocol,
+};
+use crate::error::{Code, Error, Result};
+
+/// What one event of a worker means.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Piece {
+    Text(String),
+    Stop {
+        reason: StopReason,
+        matched: Option<String>,
+    },
+    Usage(Usage),
+    /// The worker gave up.
+    Failed(Error),
+    /// Nothing follows.
+    Done,
+}
+
+/// Reads the pieces of one event.
+///
+/// # Errors
+/// `UPSTREAM_INVALID` when the event is not of the protocol.
+pub(crate) fn read_event(
+    protocol: WorkerProtocol,
+    event: &[u8],
+    out: &mut Vec<Piece>,
+) -> Result<()> {
+    let Some(data) = sse::data(event) else {
+        return Ok(());
+    };
+    let data = data.trim_ascii();
+    if data == b"[DONE]" {
+        out.push(Piece::Done);
+        return Ok(());
+    }
+    match protocol {
+        WorkerProtocol::OpenAi => read_chunk(data, out),
+        WorkerProtocol::Rbee => rbee::read_event(data, out),
+    }
+}
+
+pub(super) fn unreadable(data: &[u8]) -> Error {
+    let shown: String = String::from_utf8_lossy(data).chars().take(120).collect();
+    Error::new(
+        Code::UpstreamInvalid,
+        format!("the worker sent an event that can't be read: {shown:?}"),
+    )
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<Choice>,
+    #[serde(default)]
+    usage: Option<WireUsage>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    delta: Option<Delta>,
+    #[serde(default)]
+    finish_reason: Option<String>,
+    /// vLLM: the stop sequence that was met.
+    #[serde(default)]
+    stop_reason: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    #[serde(default)]
+    content: Option<String>,
+}
+
+fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
+    let chunk: Chunk = serde_json::from_slice(data).map_err(|_| unreadable(data))?;
+    if let Some(error) = chunk.error {
+        out.push(Piece::Failed(worker_error(&error)));
+        return Ok(());
+    }
+    if let Some(choice) = chunk.choices.into_iter().next() {
+        let text = choice.text.or_else(|| choice.delta?.content);
+        out.extend(text.filter(|text| !text.is_empty()).map(Piece::Text));
+        if let Some(finish) = choice.finish_reason {
+            let matched = choice
+                .stop_reason
+                .and_then(|met| Some(met.as_str()?.to_owned()));
+            let reason = match (finish.as_str(), &matched) {
+                ("length", _) => StopReason::MaxTokens,
+                (_, Some(_)) => StopReason::StopSequence,
+                _ => StopReason::Eos,
+            };
+            out.push(Piece::Stop { reason, matched });
+        }
+    }
+    out.extend(chunk.usage.map(|usage| Piece::Usage(usage.into())));
+    Ok(())
+}
+
+/// A worker's own error object, in our words.
+pub(crate) fn worker_error(error: &Value) -> Error {
+    let message = error
+        .get("message")
+        .and_then(Value::as_str)
+        .or_else(|| error.as_str());
+    let said = message.map_or_else(|| error.to_string(), str::to_owned);
+    Error::new(Code::WorkerFailed, format!("the worker reported: {said}"))
+}
+
+/// Path and body of a task for an OpenAI worker.
+pub(crate) fn openai_request(task: &TaskRequest, served_model: &str) -> (&'static str, Vec<u8>) {
+    let mut body = json!({
+        "model": served_model,
+        "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let path = match &task.input {
+        TaskInput::Prompt(prompt) => {
+            body["prompt"] = prompt.as_str().into();
+            "/v1/completions"
+        }
+        TaskInput::Messages(messages) => {
+            body["messages"] = messages.as_slice().into();
+            "/v1/chat/completions"
+        }
+    };
+    put_sampling(&task.sampling, &mut body);
+    (path, body.to_string().into_bytes())
+}
+
+/// Writes what is set; a field that is not set is left out.
+pub(super) fn put_sampling(sampling: &Sampling, body: &mut Value) {
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            body[key] = value;
+        }
+    };
+    put("max_tokens", sampling.max_tokens.map(Value::from));
+    put("temperature", sampling.temperature.map(Value::from));
+    put("top_p", sampling.top_p.map(Value::from));
+    put("top_k", sampling.top_k.map(Value::from));
+    put("seed", sampling.seed.map(Value::from));
+    let stop = (!sampling.stop.is_empty()).then(|| Value::from(sampling.stop.as_slice()));
+    put("stop", stop);
+}
+
+/// Writes a task's answer as OpenAI's completion objects, for models that only `rbee` workers
+/// serve.
+#[derive(Debug)]
+pub(crate) struct CompletionWriter {
+    id: String,
+    model: String,
+    created: i64,
+}
+
+impl CompletionWriter {
+    pub(crate) fn new(job: JobId, model: &str, at: UnixMillis) -> Self {
+        CompletionWriter {
+            id: format!("cmpl-{job}"),
+            model: model.to_owned(),
+            created: at.as_secs(),
+        }
+    }
+
+    fn object(&self, choices: &Value) -> Value {
+        json!({
+            "id": self.id, "object": "text_completion", "created": self.created,
+            "model": self.model, "choices": choices,
+        })
+    }
+
+    pub(crate) fn chunk(&self, text: &str, finish: Option<StopReason>) -> Value {
+        let finish = finish.map(finish_reason);
+        self.object(&json!([
+            {"index": 0, "text": text, "logprobs": null, "finish_reason": finish}
+        ]))
+    }
+
+    pub(crate) fn whole(&self, text: &str, finish: StopReason, usage: Usage) -> Value {
+        let mut whole = self.chunk(text, Some(finish));
+        whole["usage"] = usage_object(usage);
+        whole
+    }
+
+    pub(crate) fn usage(&self, usage: Usage) -> Value {
+        let mut chunk = self.object(&json!([]));
+        chunk["usage"] = usage_object(usage);
+        chunk
+    }
+}
+
+fn finish_reason(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::MaxTokens => "length",
+        StopReason::Eos | StopReason::StopSequence => "stop",
+    }
+}
+
+fn usage_object(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.tokens_in,
+        "completion_tokens": usage.tokens_out,
+        "total_tokens": usage.tokens_in + usage.tokens_out,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(protocol: WorkerProtocol, event: &str) -> Vec<Piece> {
+        let mut out = Vec::new();
+        read_event(protocol, event.as_bytes(), &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn openai_chunks_become_text_stop_and_usage() {
+        let read = |event| pieces(WorkerProtocol::OpenAi, event);
+        let text = |text: &str| vec![Piece::Text(text.to_owned())];
+        let stop = |reason, matched: Option<&str>| {
+            vec![Piece::Stop {
+                reason,
+                matched: matched.map(str::to_owned),
+            }]
+        };
+        assert_eq!(
+            read("data: {\"choices\":[{\"text\":\"a\"}]}\n\n"),
+            text("a")
+        );
+        assert_eq!(
+            read("data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\n"),
+            text("b")
+        );
+        assert_eq!(
+            read("data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":null}}]}\n\n"),
+            []
+        );
+        assert_eq!(
+            read("data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"length\"}]}\n\n"),
+            stop(StopReason::MaxTokens, None)
+        );
+        assert_eq!(
+            read(
+                "data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"stop\",\"stop_reason\":\"END\"}]}\n\n"
+            ),
+            stop(StopReason::StopSequence, Some("END"))
+        );
+        assert_eq!(
+            read(
+                "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n"
+            ),
+            [Piece::Usage(Usage {
+                tokens_in: 1,
+                tokens_out: 2,
+                estimated: false
+            })]
+        );
+        assert_eq!(read("data: [DONE]\n\n"), [Piece::Done]);
+        assert_eq!(read(": comment\n\n"), []);
+    }
+
+    #[test]
+    fn garbage_is_refused_and_a_workers_error_is_told() {
+        let mut out = Vec::new();
+        let error = read_event(WorkerProtocol::OpenAi, b"data: <html>\n\n", &mut out).unwrap_err();
+        assert_eq!(error.code, Code::UpstreamInvalid);
+        let told = pieces(
+            WorkerProtocol::OpenAi,
+            "data: {\"error\":{\"message\":\"no\"}}\n\n",
+        );
+        assert!(matches!(&told[..], [Piece::Failed(e)] if e.message.ends_with("no")));
+    }
+}

@@ -1,0 +1,438 @@
+//! The call to a worker: what is sent, and what its answer's head means.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::{Request, StatusCode};
+use serde_json::Value;
+
+use crate::brain::Report;
+use crate::domain::{
+    JobId, JobKind, Outcome, StopReason, TaskRequest, UnixMillis, Usage, WorkerProtocol, WorkerSpec,
+};
+use crate::error::{Code, Error, Result};
+use crate::relay::connection::Connection;
+use crate::relay::openai::{RequestBody, answer_usage};
+use crate::relay::pool::{Answer, NoAnswer, Pool};
+use crate::relay::rbee;
+use crate::relay::sse::{Splitter, events};
+use crate::relay::translate::{CompletionWriter, Piece, openai_request, read_event, worker_error};
+
+/// What the client sent.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    /// Read into types.
+    Task(Box<TaskRequest>),
+    /// Kept as bytes; the task is the same in types, where a worker might need it.
+    OpenAi {
+        body: RequestBody,
+        as_task: Option<Box<TaskRequest>>,
+    },
+}
+
+/// A request, with all that its calls to workers need.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) job: JobId,
+    pub(crate) kind: JobKind,
+    pub(crate) payload: Payload,
+    pub(crate) correlation_id: String,
+    pub(crate) deadline: Option<UnixMillis>,
+    pub(crate) submitted_at: UnixMillis,
+    /// `Bearer …` for workers of our hives.
+    pub(crate) hive_authorization: Option<HeaderValue>,
+    pub(crate) max_response_bytes: usize,
+    pub(crate) max_event_bytes: usize,
+}
+
+impl Call {
+    /// Whether the client gets its answer in pieces.
+    pub(crate) fn streams(&self) -> bool {
+        match &self.payload {
+            Payload::Task(_) => true,
+            Payload::OpenAi { body, .. } => body.stream,
+        }
+    }
+}
+
+/// A whole answer, to be passed on.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: Option<HeaderValue>,
+    pub(crate) retry_after: Option<HeaderValue>,
+    pub(crate) body: Bytes,
+    usage: Option<Usage>,
+}
+
+impl Whole {
+    pub(super) fn report(&self) -> Report {
+        let outcome = match self.status.is_success() {
+            true => Outcome::Complete,
+            false => Outcome::Failed(refusal(self.status, &self.body)),
+        };
+        Report {
+            outcome,
+            usage: self.usage,
+            result: None,
+            suspect: false,
+        }
+    }
+}
+
+/// What the worker's answer turned out to be.
+pub(super) enum Opened {
+    Stream(Answer),
+    Whole(Whole),
+}
+
+/// An attempt that brought no answer.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    suspect: bool,
+}
+
+impl Failure {
+    pub(super) fn report(self) -> Report {
+        let outcome = Outcome::Failed(self.error);
+        Report {
+            outcome,
+            usage: None,
+            result: None,
+            suspect: self.suspect,
+        }
+    }
+}
+
+impl From<NoAnswer> for Failure {
+    fn from(none: NoAnswer) -> Self {
+        Failure {
+            error: none.error,
+            suspect: none.suspect,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure {
+            error,
+            suspect: false,
+        }
+    }
+}
+
+/// Calls the worker and waits until it is known what its answer is.
+pub(super) async fn open(
+    pool: Arc<Pool>,
+    worker: Arc<WorkerSpec>,
+    call: Arc<Call>,
+) -> Result<Opened, Failure> {
+    let (paths, body) = outgoing(&worker, &call)?;
+    let mut answer = send(&pool, &worker, &call, paths[0], &body).await?;
+    if answer.response.status() == StatusCode::NOT_FOUND && paths.len() > 1 {
+        answer = send(&pool, &worker, &call, paths[1], &body).await?;
+    }
+    let status = answer.response.status();
+    if !status.is_success() {
+        return refused(&pool, &worker, &call, answer).await;
+    }
+    let raw = matches!(call.payload, Payload::OpenAi { .. });
+    if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
+        return whole(&pool, &worker, &call, answer).await;
+    }
+    check_is_stream(&worker, answer.response.headers())?;
+    if raw && !call.streams() {
+        return whole_completion(&pool, &worker, &call, answer).await;
+    }
+    Ok(Opened::Stream(answer))
+}
+
+/// Where the call goes and what it says; a second path is tried when the first is not there.
+fn outgoing(worker: &WorkerSpec, call: &Call) -> Result<(&'static [&'static str], Bytes)> {
+    let served = worker
+        .served_model
+        .as_deref()
+        .unwrap_or(worker.model.as_str());
+    match (worker.protocol, &call.payload) {
+        (WorkerProtocol::OpenAi, Payload::Task(task)) => {
+            let (path, body) = openai_request(task, served);
+            let paths: &[&str] = match path {
+                "/v1/completions" => &["/v1/completions"],
+                _ => &["/v1/chat/completions"],
+            };
+            Ok((paths, body.into()))
+        }
+        (WorkerProtocol::OpenAi, Payload::OpenAi { body, .. }) => {
+            let paths: &[&str] = match call.kind {
+                JobKind::Chat => &["/v1/chat/completions"],
+                JobKind::Embedding => &["/v1/embeddings"],
+                JobKind::Completion | JobKind::Task => &["/v1/completions"],
+            };
+            Ok((paths, body.rewrite(served)))
+        }
+        (WorkerProtocol::Rbee, Payload::Task(task))
+        | (
+            WorkerProtocol::Rbee,
+            Payload::OpenAi {
+                as_task: Some(task),
+                ..
+            },
+        ) => Ok((&rbee::PATHS, rbee::request(task, call.job)?.into())),
+        (WorkerProtocol::Rbee, Payload::OpenAi { as_task: None, .. }) => Err(Error::invalid(
+            "the model's worker speaks the rbee protocol, which takes a single text prompt only",
+        )),
+    }
+}
+
+async fn send(
+    pool: &Pool,
+    worker: &Arc<WorkerSpec>,
+    call: &Call,
+    path: &'static str,
+    body: &Bytes,
+) -> Result<Answer, Failure> {
+    let make = || {
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = hyper::Uri::from_static(path);
+        put_headers(request.headers_mut(), worker, call);
+        request
+    };
+    Ok(pool.send(worker, make).await?)
+}
+
+fn put_headers(headers: &mut HeaderMap, worker: &WorkerSpec, call: &Call) {
+    headers.reserve(6);
+    let mut put = |name, value: Result<HeaderValue, _>| {
+        if let Ok(value) = value {
+            headers.insert(name, value);
+        }
+    };
+    put(
+        HOST,
+        HeaderValue::try_from(format!("{}:{}", worker.host, worker.port)),
+    );
+    put(
+        CONTENT_TYPE,
+        Ok(HeaderValue::from_static("application/json")),
+    );
+    let correlation = hyper::header::HeaderName::from_static("x-correlation-id");
+    put(
+        correlation,
+        HeaderValue::try_from(call.correlation_id.as_str()),
+    );
+    if let Some(deadline) = call.deadline {
+        let name = hyper::header::HeaderName::from_static("x-request-deadline");
+        put(name, HeaderValue::try_from(deadline.to_string()));
+    }
+    if let Some(authorization) = call
+        .hive_authorization
+        .as_ref()
+        .filter(|_| worker.hive.is_some())
+    {
+        put(AUTHORIZATION, Ok(authorization.clone()));
+    }
+}
+
+/// Reads an answer to its end and keeps the connection.
+async fn collect(
+    pool: &Pool,
+    worker: &WorkerSpec,
+    mut body: Incoming,
+    mut connection: Connection,
+    limit: usize,
+) -> Result<Bytes, Failure> {
+    let mut first = Bytes::new();
+    let mut more = BytesMut::new();
+    loop {
+        let next = std::future::poll_fn(|cx| connection.poll_data(&mut body, cx)).await;
+        match next {
+            None => break,
+            Some(Ok(data)) if first.is_empty() => first = data,
+            Some(Ok(data)) => {
+                if more.is_empty() {
+                    more.extend_from_slice(&first);
+                }
+                more.extend_from_slice(&data);
+            }
+            Some(Err(error)) => return Err(broke_off(worker, &error.to_string())),
+        }
+        if first.len().max(more.len()) > limit {
+            let message = format!("worker {} answered with more than {limit} bytes", worker.id);
+            return Err(Error::new(Code::UpstreamInvalid, message).into());
+        }
+    }
+    let reusable = std::future::poll_fn(|cx| std::task::Poll::Ready(connection.finish(cx))).await;
+    if reusable {
+        pool.put(worker, connection);
+    }
+    Ok(if more.is_empty() {
+        first
+    } else {
+        more.freeze()
+    })
+}
+
+fn broke_off(worker: &WorkerSpec, why: &str) -> Failure {
+    let message = format!("worker {} broke off its answer: {why}", worker.id);
+    Failure {
+        error: Error::new(Code::WorkerFailed, message),
+        suspect: true,
+    }
+}
+
+async fn whole(
+    pool: &Pool,
+    worker: &WorkerSpec,
+    call: &Call,
+    answer: Answer,
+) -> Result<Opened, Failure> {
+    let (head, body) = answer.response.into_parts();
+    let body = collect(
+        pool,
+        worker,
+        body,
+        answer.connection,
+        call.max_response_bytes,
+    )
+    .await?;
+    let usage = answer_usage(&body).map_err(|error| {
+        let message = format!(
+            "worker {} answered with what is not JSON: {error}",
+            worker.id
+        );
+        Error::new(Code::UpstreamInvalid, message)
+    })?;
+    Ok(Opened::Whole(Whole {
+        status: head.status,
+        content_type: head.headers.get(CONTENT_TYPE).cloned(),
+        retry_after: head.headers.get(RETRY_AFTER).cloned(),
+        body,
+        usage,
+    }))
+}
+
+/// An `rbee` worker's stream, read to its end and written as one completion.
+async fn whole_completion(
+    pool: &Pool,
+    worker: &WorkerSpec,
+    call: &Call,
+    answer: Answer,
+) -> Result<Opened, Failure> {
+    let body = answer.response.into_body();
+    let body = collect(
+        pool,
+        worker,
+        body,
+        answer.connection,
+        call.max_response_bytes,
+    )
+    .await?;
+    let mut pieces = Vec::new();
+    let mut splitter = Splitter::new(call.max_response_bytes);
+    for event in events(&splitter.push(body).unwrap_or_default()) {
+        read_event(worker.protocol, event, &mut pieces)?;
+    }
+    let (mut text, mut count, mut stop, mut usage) = (String::new(), 0, None, None);
+    for piece in pieces {
+        match piece {
+            Piece::Text(more) => {
+                text.push_str(&more);
+                count += 1;
+            }
+            Piece::Stop { reason, .. } => stop = Some(reason),
+            Piece::Usage(counted) => usage = Some(counted),
+            Piece::Failed(error) => return Err(error.into()),
+            Piece::Done => {}
+        }
+    }
+    let stop: StopReason = stop.ok_or_else(|| broke_off(worker, "there was no end"))?;
+    let usage = usage.unwrap_or(Usage {
+        tokens_in: 0,
+        tokens_out: count,
+        estimated: true,
+    });
+    let writer = CompletionWriter::new(call.job, worker.model.as_str(), call.submitted_at);
+    Ok(Opened::Whole(Whole {
+        status: StatusCode::OK,
+        content_type: Some(HeaderValue::from_static("application/json")),
+        retry_after: None,
+        body: writer.whole(&text, stop, usage).to_string().into(),
+        usage: Some(usage),
+    }))
+}
+
+/// The worker said no. Its 4xx is the client's to read; anything else is the worker's fault.
+async fn refused(
+    pool: &Pool,
+    worker: &WorkerSpec,
+    call: &Call,
+    answer: Answer,
+) -> Result<Opened, Failure> {
+    let (head, body) = answer.response.into_parts();
+    let body = collect(
+        pool,
+        worker,
+        body,
+        answer.connection,
+        call.max_response_bytes,
+    )
+    .await?;
+    let retry_after = head.headers.get(RETRY_AFTER).cloned();
+    let for_client = head.status.is_client_error();
+    if for_client && matches!(call.payload, Payload::OpenAi { .. }) {
+        return Ok(Opened::Whole(Whole {
+            status: head.status,
+            content_type: head.headers.get(CONTENT_TYPE).cloned(),
+            retry_after,
+            body,
+            usage: None,
+        }));
+    }
+    let mut error = refusal(head.status, &body);
+    let seconds = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(seconds) = seconds {
+        error = error.retry_after(Duration::from_secs(seconds));
+    }
+    Err(error.into())
+}
+
+/// A worker's status and body as an error of ours.
+fn refusal(status: StatusCode, body: &[u8]) -> Error {
+    let said = match serde_json::from_slice::<Value>(body) {
+        Ok(value) => worker_error(value.get("error").unwrap_or(&value)).message,
+        Err(_) => {
+            let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+            format!("the worker answered: {text:?}")
+        }
+    };
+    let code = match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Code::NoCapacity,
+        status if status.is_client_error() => Code::InvalidRequest,
+        _ => Code::WorkerFailed,
+    };
+    Error::new(code, format!("{said} (status {})", status.as_u16()))
+}
+
+fn check_is_stream(worker: &WorkerSpec, headers: &HeaderMap) -> Result<()> {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    if kind.to_ascii_lowercase().starts_with(b"text/event-stream") {
+        return Ok(());
+    }
+    let kind = String::from_utf8_lossy(kind);
+    Err(Error::new(
+        Code::UpstreamInvalid,
+        format!(
+            "worker {} answered with {kind:?} where an event stream was asked for",
+            worker.id
+        ),
+    ))
+}

@@ -1,0 +1,65 @@
+//! A taken slot.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::client_gone;
+use crate::brain::{Event, Report};
+use crate::domain::{Attempt, JobId, Outcome, WorkerSpec};
+
+/// One slot of a worker, held for one attempt of one job.
+///
+/// It comes back exactly once: with a report, or, when it is just dropped, as cancelled. Dropping
+/// only sends; it takes no lock. The channel is unbounded, but never holds more than one event for
+/// each slot there is.
+pub(crate) struct Lease {
+    pub(crate) worker: Arc<WorkerSpec>,
+    job: JobId,
+    attempt: Attempt,
+    report: Option<Box<Report>>,
+    events: UnboundedSender<Event>,
+}
+
+impl Lease {
+    pub(crate) fn new(
+        worker: Arc<WorkerSpec>,
+        job: JobId,
+        attempt: Attempt,
+        events: UnboundedSender<Event>,
+    ) -> Self {
+        Lease {
+            worker,
+            job,
+            attempt,
+            report: None,
+            events,
+        }
+    }
+
+    /// Gives the slot back and tells what came of the attempt.
+    pub(crate) fn end(mut self, report: Report) {
+        self.report = Some(Box::new(report));
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let report = self.report.take().unwrap_or_else(|| {
+            let outcome = Outcome::Cancelled(client_gone());
+            Box::new(Report {
+                outcome,
+                usage: None,
+                result: None,
+                suspect: false,
+            })
+        });
+        // Nobody listens any more only when the orchestrator is gone, and its registry with it.
+        let _ = self.events.send(Event::AttemptEnded {
+            job: self.job,
+            attempt: self.attempt,
+            worker: self.worker.id.clone(),
+            report,
+        });
+    }
+}

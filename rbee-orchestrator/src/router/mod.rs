@@ -1,0 +1,333 @@
+//! One job on its worker, from the dispatch to the one ending.
+//!
+//! A [`Flow`] is shared by two sides. The client's side polls it, and with each poll does the work
+//! itself: connects, sends, reads. The orchestrator's side assigns a worker to it and can cut it
+//! off at any time, whether or not anybody polls: the connection to the worker closes then and
+//! there, and the lease goes back.
+
+mod attempt;
+mod lease;
+mod stream;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::brain::Report;
+use crate::domain::{Attempt, JobId, ModelRef, Narration, Outcome, TaskEvent, UnixMillis};
+use crate::error::{Code, Error};
+use crate::relay::pool::Pool;
+
+pub(crate) use attempt::{Call, Payload, Whole};
+use attempt::{Opened, open};
+pub(crate) use lease::Lease;
+use stream::Streaming;
+
+/// A worker for a job.
+pub(crate) struct Assignment {
+    pub(crate) lease: Lease,
+    pub(crate) attempt: Attempt,
+    pub(crate) model: ModelRef,
+    pub(crate) at: UnixMillis,
+}
+
+/// Something a waiting client may want to know.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    Queued { position: usize },
+    Narration(Narration),
+}
+
+/// What a poll brought.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Notice(Notice),
+    /// A worker has the job.
+    Started(TaskEvent),
+    /// The worker's stream has begun.
+    StreamBegins,
+    /// The whole answer of a request that does not stream.
+    Whole(Whole),
+    /// Bytes of whole events, for raw streams.
+    Data(Bytes),
+    /// An event, for tasks.
+    Event(TaskEvent),
+    /// The job ended without completing. Nothing follows.
+    Failed(Error),
+    /// Nothing follows.
+    End,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Opened, attempt::Failure>> + Send>>;
+
+enum Stage {
+    Waiting,
+    Assigned(Box<Assignment>),
+    Opening { lease: Lease, opening: Opening },
+    Streaming(Box<Streaming>),
+    Over,
+}
+
+/// Whom the flow waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaiting {
+    Client,
+    Worker,
+}
+
+struct State {
+    stage: Stage,
+    notices: VecDeque<Notice>,
+    /// What the client is told last, when the job ended from outside.
+    error: Option<Error>,
+    waker: Option<Waker>,
+    awaiting: Awaiting,
+    since: Instant,
+}
+
+/// Notices that wait for a client that does not read; the oldest goes first.
+const MAX_NOTICES: usize = 64;
+
+/// A job on its way. See the module's documentation.
+pub(crate) struct Flow {
+    pub(crate) call: Arc<Call>,
+    pool: Arc<Pool>,
+    state: Mutex<State>,
+}
+
+/// How long a flow may stand still.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) between_tokens: Duration,
+    pub(crate) client_stall: Duration,
+}
+
+impl Flow {
+    pub(crate) fn new(call: Call, pool: Arc<Pool>) -> Self {
+        Flow {
+            call: Arc::new(call),
+            pool,
+            state: Mutex::new(State {
+                stage: Stage::Waiting,
+                notices: VecDeque::new(),
+                error: None,
+                waker: None,
+                awaiting: Awaiting::Client,
+                since: Instant::now(),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn id(&self) -> JobId {
+        self.call.job
+    }
+
+    /// Tells the client something while it waits.
+    pub(crate) fn notify(&self, notice: Notice) {
+        let mut state = self.lock();
+        if state.notices.len() == MAX_NOTICES {
+            state.notices.pop_front();
+        }
+        state.notices.push_back(notice);
+        state.wake();
+    }
+
+    /// Gives the job a worker. A flow that is over gives the lease back at once.
+    pub(crate) fn assign(&self, assignment: Assignment) {
+        let mut state = self.lock();
+        if let Stage::Waiting = state.stage {
+            state.stage = Stage::Assigned(Box::new(assignment));
+            state.wake();
+        }
+    }
+
+    /// Ends the job from outside: the worker's connection closes now, the lease goes back with
+    /// this outcome, and the client is told the error.
+    pub(crate) fn abort(&self, outcome: &Outcome) {
+        let mut state = self.lock();
+        if let Stage::Over = state.stage {
+            return;
+        }
+        state.give_back(outcome);
+        state.error = outcome.error().cloned();
+        state.wake();
+    }
+
+    /// Nobody polls any more. Says whether the job had not ended.
+    pub(crate) fn abandon(&self) -> bool {
+        let mut state = self.lock();
+        if let Stage::Over = state.stage {
+            return false;
+        }
+        state.give_back(&Outcome::Cancelled(client_gone()));
+        true
+    }
+
+    /// Cuts the flow off when its worker or its client has stood still for too long.
+    pub(crate) fn check_patience(&self, now: Instant, patience: &Patience) {
+        let outcome = {
+            let state = self.lock();
+            let idle = now.saturating_duration_since(state.since);
+            match (&state.stage, state.awaiting) {
+                (Stage::Over, _) => return,
+                (_, Awaiting::Client) if idle > patience.client_stall => {
+                    Outcome::Cancelled(Error::new(
+                        Code::Cancelled,
+                        "the client took no byte for too long and was given up",
+                    ))
+                }
+                (Stage::Streaming(stream), Awaiting::Worker)
+                    if idle > patience.between_tokens && stream.has_begun() =>
+                {
+                    let secs = patience.between_tokens.as_secs_f64();
+                    Outcome::Failed(Error::new(
+                        Code::Timeout,
+                        format!("the worker sent nothing for {secs} s in the middle of its answer"),
+                    ))
+                }
+                _ => return,
+            }
+        };
+        self.abort(&outcome);
+    }
+
+    /// Does the next piece of work. Only one side may poll.
+    pub(crate) fn poll_step(&self, cx: &mut Context<'_>) -> Poll<Step> {
+        let mut state = self.lock();
+        let step = state.poll_step(&self.call, &self.pool, cx);
+        state.awaiting = match &step {
+            Poll::Ready(_) => Awaiting::Client,
+            Poll::Pending => Awaiting::Worker,
+        };
+        state.since = Instant::now();
+        if step.is_pending() {
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+        }
+        step
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Drops what the stage holds; a lease goes back with a report of this outcome.
+    fn give_back(&mut self, outcome: &Outcome) {
+        let report = |usage| Report {
+            outcome: outcome.clone(),
+            usage,
+            result: None,
+            suspect: false,
+        };
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Waiting | Stage::Over => {}
+            Stage::Assigned(assignment) => assignment.lease.end(report(None)),
+            Stage::Opening { lease, opening } => {
+                drop(opening);
+                lease.end(report(None));
+            }
+            Stage::Streaming(stream) => {
+                let usage = stream.usage();
+                stream.into_lease().end(report(Some(usage)));
+            }
+        }
+    }
+
+    fn poll_step(
+        &mut self,
+        call: &Arc<Call>,
+        pool: &Arc<Pool>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Step> {
+        if let Some(notice) = self.notices.pop_front() {
+            return Poll::Ready(Step::Notice(notice));
+        }
+        match &mut self.stage {
+            Stage::Waiting => Poll::Pending,
+            Stage::Assigned(_) => Poll::Ready(self.begin(call, pool)),
+            Stage::Opening { opening, .. } => match opening.as_mut().poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(opened) => Poll::Ready(self.opened(call, opened)),
+            },
+            Stage::Streaming(stream) => match stream.poll(pool, cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(stream::Next::Step(step)) => Poll::Ready(step),
+                Poll::Ready(stream::Next::Ended(report)) => Poll::Ready(self.ended(report)),
+            },
+            Stage::Over => Poll::Ready(self.error.take().map_or(Step::End, Step::Failed)),
+        }
+    }
+
+    /// From the assignment to the call.
+    fn begin(&mut self, call: &Arc<Call>, pool: &Arc<Pool>) -> Step {
+        let Stage::Assigned(assignment) = std::mem::replace(&mut self.stage, Stage::Over) else {
+            return Step::End;
+        };
+        let Assignment {
+            lease,
+            attempt,
+            model,
+            at,
+        } = *assignment;
+        let worker = lease.worker.clone();
+        let started = TaskEvent::Started {
+            model,
+            started_at: at,
+            worker: worker.id.clone(),
+            attempt,
+        };
+        let opening = Box::pin(open(pool.clone(), worker, call.clone()));
+        self.stage = Stage::Opening { lease, opening };
+        Step::Started(started)
+    }
+
+    /// From the call to the answer.
+    fn opened(&mut self, call: &Arc<Call>, opened: Result<Opened, attempt::Failure>) -> Step {
+        let Stage::Opening { lease, .. } = std::mem::replace(&mut self.stage, Stage::Over) else {
+            return Step::End;
+        };
+        match opened {
+            Ok(Opened::Stream(answer)) => {
+                self.stage = Stage::Streaming(Box::new(Streaming::new(lease, call, answer)));
+                Step::StreamBegins
+            }
+            Ok(Opened::Whole(whole)) => {
+                lease.end(whole.report());
+                Step::Whole(whole)
+            }
+            Err(failure) => {
+                let error = failure.error.clone();
+                lease.end(failure.report());
+                Step::Failed(error)
+            }
+        }
+    }
+
+    /// The worker's stream is over.
+    fn ended(&mut self, report: Report) -> Step {
+        let error = report.outcome.error().cloned();
+        if let Stage::Streaming(stream) = std::mem::replace(&mut self.stage, Stage::Over) {
+            stream.into_lease().end(report);
+        }
+        error.map_or(Step::End, Step::Failed)
+    }
+}
+
+pub(crate) fn client_gone() -> Error {
+    Error::new(Code::Cancelled, "the client closed its connection")
+}

@@ -1,0 +1,341 @@
+//! A worker's stream on its way to the client.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use hyper::body::Incoming;
+use memchr::memmem;
+
+use super::Step;
+use super::attempt::{Call, Payload};
+use super::lease::Lease;
+use crate::brain::Report;
+use crate::domain::{Outcome, StopReason, TaskEvent, Usage, WorkerProtocol};
+use crate::error::{Code, Error};
+use crate::relay::connection::Connection;
+use crate::relay::openai::chunk_usage;
+use crate::relay::pool::{Answer, Pool};
+use crate::relay::sse::{self, Splitter};
+use crate::relay::translate::{CompletionWriter, Piece, read_event};
+
+/// What the client gets of the stream.
+enum Form {
+    /// The worker's own bytes; its usage chunk only if the client wants it.
+    Raw { wants_usage: bool },
+    /// Events of a task.
+    Task,
+    /// OpenAI chunks made from an `rbee` worker's events.
+    Completion {
+        writer: CompletionWriter,
+        wants_usage: bool,
+    },
+}
+
+/// What a poll brought.
+pub(super) enum Next {
+    Step(Step),
+    Ended(Report),
+}
+
+pub(super) struct Streaming {
+    lease: Lease,
+    source: Option<Source>,
+    splitter: Splitter,
+    form: Form,
+    ready: VecDeque<Step>,
+    usage: Option<Usage>,
+    tokens: u64,
+    /// The whole text, where it is kept as the job's result.
+    text: String,
+    first_token: Option<Instant>,
+    stop: Option<(StopReason, Option<String>)>,
+    /// How the job ends once `ready` is empty.
+    outcome: Option<Outcome>,
+}
+
+struct Source {
+    body: Incoming,
+    connection: Connection,
+}
+
+impl Streaming {
+    pub(super) fn new(lease: Lease, call: &Arc<Call>, answer: Answer) -> Self {
+        let form = match (&call.payload, lease.worker.protocol) {
+            (Payload::Task(_), _) => Form::Task,
+            (Payload::OpenAi { body, .. }, WorkerProtocol::OpenAi) => Form::Raw {
+                wants_usage: body.wants_usage,
+            },
+            (Payload::OpenAi { body, .. }, WorkerProtocol::Rbee) => {
+                let model = lease.worker.model.as_str();
+                let writer = CompletionWriter::new(call.job, model, call.submitted_at);
+                Form::Completion {
+                    writer,
+                    wants_usage: body.wants_usage,
+                }
+            }
+        };
+        Streaming {
+            lease,
+            source: Some(Source {
+                body: answer.response.into_body(),
+                connection: answer.connection,
+            }),
+            splitter: Splitter::new(call.max_event_bytes),
+            form,
+            ready: VecDeque::new(),
+            usage: None,
+            tokens: 0,
+            text: String::new(),
+            first_token: None,
+            stop: None,
+            outcome: None,
+        }
+    }
+
+    /// Whether the first token has come, so that silence is no longer the prompt's evaluation.
+    pub(super) fn has_begun(&self) -> bool {
+        self.tokens > 0
+    }
+
+    pub(super) fn into_lease(self) -> Lease {
+        self.lease
+    }
+
+    /// What was used so far: the worker's own counts, or the tokens that were relayed.
+    pub(super) fn usage(&self) -> Usage {
+        self.usage.unwrap_or(Usage {
+            tokens_in: 0,
+            tokens_out: self.tokens,
+            estimated: true,
+        })
+    }
+
+    pub(super) fn poll(&mut self, pool: &Pool, cx: &mut Context<'_>) -> Poll<Next> {
+        loop {
+            if let Some(step) = self.ready.pop_front() {
+                return Poll::Ready(Next::Step(step));
+            }
+            if let Some(outcome) = self.outcome.take() {
+                self.release(pool, cx);
+                return Poll::Ready(Next::Ended(self.report(outcome)));
+            }
+            let Some(source) = &mut self.source else {
+                let outcome = Outcome::Failed(Error::internal("a stream was read past its end"));
+                return Poll::Ready(Next::Ended(self.report(outcome)));
+            };
+            match source.connection.poll_data(&mut source.body, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => self.upstream_ended(),
+                Poll::Ready(Some(Err(error))) => self.fail(broke_off(&error.to_string())),
+                Poll::Ready(Some(Ok(data))) => self.take_in(data),
+            }
+        }
+    }
+
+    fn take_in(&mut self, data: Bytes) {
+        match self.splitter.push(data) {
+            Err(sse::TooLong) => self.fail(Error::new(
+                Code::UpstreamInvalid,
+                "the worker sent an event that is longer than limits.max_event_bytes",
+            )),
+            Ok(block) if block.is_empty() => {}
+            Ok(block) => match self.form {
+                Form::Raw { wants_usage } => self.relay(block, wants_usage),
+                _ => self.translate(&block),
+            },
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.source = None;
+        self.outcome = Some(Outcome::Failed(error));
+    }
+
+    fn upstream_ended(&mut self) {
+        if self.splitter.has_part() {
+            self.fail(broke_off("it stopped inside an event"));
+        } else if matches!(self.form, Form::Raw { .. }) || self.stop.is_none() {
+            self.fail(broke_off("it stopped before its end"));
+        } else {
+            self.complete();
+        }
+    }
+
+    /// Passes whole events on as they are. Nearly all are tokens, and one look tells that.
+    fn relay(&mut self, block: Bytes, wants_usage: bool) {
+        let special = memmem::find(&block, b"[DONE]").is_some()
+            || memmem::find(&block, b"\"usage\"").is_some()
+            || memmem::find(&block, b"\"error\"").is_some();
+        if !special {
+            self.tokens += memmem::find_iter(&block, b"data:").count() as u64;
+            self.ready.push_back(Step::Data(block));
+            return;
+        }
+        let mut out = BytesMut::with_capacity(block.len());
+        for event in sse::events(&block) {
+            if self.passes(event, wants_usage) {
+                out.extend_from_slice(event);
+            }
+            if self.outcome.is_some() {
+                break;
+            }
+        }
+        if !out.is_empty() {
+            self.ready.push_back(Step::Data(out.freeze()));
+        }
+    }
+
+    /// Looks at one event of a raw stream; says whether the client gets it.
+    fn passes(&mut self, event: &[u8], wants_usage: bool) -> bool {
+        if sse::is_done(event) {
+            self.outcome = Some(Outcome::Complete);
+            return true;
+        }
+        let Some(data) = sse::data(event) else {
+            return true;
+        };
+        if let Some((usage, alone)) = chunk_usage(&data) {
+            self.usage = Some(usage);
+            return wants_usage || !alone;
+        }
+        let mut pieces = Vec::new();
+        if data.trim_ascii_start().starts_with(b"{\"error\"")
+            && read_event(WorkerProtocol::OpenAi, event, &mut pieces).is_ok()
+            && let Some(Piece::Failed(error)) = pieces.pop()
+        {
+            self.fail(error);
+            return false;
+        }
+        self.tokens += 1;
+        true
+    }
+
+    /// Reads whole events into pieces and writes them in the client's form.
+    fn translate(&mut self, block: &[u8]) {
+        let mut pieces = Vec::new();
+        for event in sse::events(block) {
+            if let Err(error) = read_event(self.lease.worker.protocol, event, &mut pieces) {
+                self.put(pieces);
+                return self.fail(error);
+            }
+        }
+        self.put(pieces);
+    }
+
+    fn put(&mut self, pieces: Vec<Piece>) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.put_text(text),
+                Piece::Stop { reason, matched } => self.stop = Some((reason, matched)),
+                Piece::Usage(usage) => self.usage = Some(usage),
+                Piece::Failed(error) => return self.fail(error),
+                Piece::Done if self.stop.is_some() => return self.complete(),
+                Piece::Done => return self.fail(broke_off("it stopped before its end")),
+            }
+        }
+    }
+
+    fn put_text(&mut self, text: String) {
+        self.first_token.get_or_insert_with(Instant::now);
+        let step = match &self.form {
+            Form::Completion { writer, .. } => Step::Data(sse::encode(
+                writer.chunk(&text, None).to_string().as_bytes(),
+            )),
+            _ => {
+                self.text.push_str(&text);
+                Step::Event(TaskEvent::Token {
+                    text,
+                    index: self.tokens,
+                })
+            }
+        };
+        self.tokens += 1;
+        self.ready.push_back(step);
+    }
+
+    /// The worker has said everything.
+    fn complete(&mut self) {
+        let usage = self.usage();
+        let (reason, matched) = self.stop.take().unwrap_or((StopReason::Eos, None));
+        match &self.form {
+            Form::Completion {
+                writer,
+                wants_usage,
+            } => {
+                let mut last = vec![writer.chunk("", Some(reason))];
+                last.extend(wants_usage.then(|| writer.usage(usage)));
+                let events = last
+                    .iter()
+                    .map(|chunk| sse::encode(chunk.to_string().as_bytes()));
+                let done = Bytes::from_static(sse::DONE);
+                self.ready.extend(events.chain([done]).map(Step::Data));
+            }
+            _ => {
+                let decoding = self
+                    .first_token
+                    .map_or_else(Default::default, |at| at.elapsed());
+                let seconds = decoding.as_secs_f64();
+                let intervals = usage.tokens_out.saturating_sub(1) as f64;
+                let tokens_per_sec = if seconds > 0.0 {
+                    intervals / seconds
+                } else {
+                    0.0
+                };
+                let vram_bytes = self.lease.worker.vram_bytes;
+                let end = TaskEvent::End {
+                    tokens_out: usage.tokens_out,
+                    decode_time_ms: u64::try_from(decoding.as_millis()).unwrap_or(u64::MAX),
+                    stop_reason: reason,
+                    stop_sequence_matched: matched,
+                };
+                let metrics = TaskEvent::Metrics {
+                    tokens_per_sec,
+                    vram_bytes,
+                };
+                self.ready.extend([Step::Event(metrics), Step::Event(end)]);
+            }
+        }
+        self.outcome = Some(Outcome::Complete);
+    }
+
+    fn report(&mut self, outcome: Outcome) -> Report {
+        let complete = matches!(outcome, Outcome::Complete);
+        let keeps_text = complete && matches!(self.form, Form::Task);
+        let suspect = outcome
+            .error()
+            .is_some_and(|error| error.code == Code::WorkerFailed);
+        Report {
+            outcome,
+            usage: Some(self.usage()),
+            result: keeps_text.then(|| std::mem::take(&mut self.text)),
+            suspect,
+        }
+    }
+
+    /// Keeps the connection if nothing more is to come on it; closes it otherwise.
+    fn release(&mut self, pool: &Pool, cx: &mut Context<'_>) {
+        let Some(mut source) = self.source.take() else {
+            return;
+        };
+        let at_end = loop {
+            match source.connection.poll_data(&mut source.body, cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(None) => break true,
+                Poll::Ready(Some(Err(_))) | Poll::Pending => break false,
+            }
+        };
+        if at_end && source.connection.finish(cx) {
+            pool.put(&self.lease.worker, source.connection);
+        }
+    }
+}
+
+fn broke_off(why: &str) -> Error {
+    Error::new(
+        Code::WorkerFailed,
+        format!("the worker broke off its answer: {why}"),
+    )
+}
