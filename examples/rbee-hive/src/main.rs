@@ -1,1 +1,46 @@
-fn main() {}
+//! `rbee-hive`: runs on a machine with devices and models, and does what a queen asks: starts
+//! inference engines, watches them, reports them, ends them. It decides nothing.
+//!
+//! `http/` is what the queen calls; `worker/` is the life of one engine process; `models/` is what
+//! the disk holds; `state_dir` is what a later life of the hive must know.
+
+mod callback;
+mod cli;
+mod config;
+mod devices;
+mod engine;
+mod error;
+mod hive;
+mod http;
+mod logs;
+mod models;
+mod process;
+mod registry;
+mod state_dir;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli::Command::Daemon(args) = cli::Cli::parse().command;
+    match daemon(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rbee-hive: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn daemon(args: cli::DaemonArgs) -> anyhow::Result<()> {
+    let settings = config::Settings::read(args)?;
+    let book = logs::LogBook::new();
+    logs::init_tracing(settings.log_format, &book);
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(hive::run(settings, book));
+    // A blocking call that hangs (a dead network mount) must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
+}

@@ -1,0 +1,59 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The reference hive: supervises inference engines on one machine for a queen.
+#[derive(Debug, Parser)]
+#[command(name = "rbee-hive", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve the hive's HTTP API until told to stop.
+    Daemon(DaemonArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Port to listen on
+    #[arg(long, default_value_t = 9200)]
+    pub(crate) port: u16,
+
+    /// Address to listen on; anything but loopback needs a token (RBEE_API_TOKEN)
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: String,
+
+    /// HOST:PORT in one, instead of --host and --port
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["host", "port"])]
+    pub(crate) addr: Option<String>,
+
+    /// Folder with the models [default: ~/.local/share/rbee/models]
+    #[arg(long, value_name = "DIR", env = "RBEE_HIVE_MODELS")]
+    pub(crate) models: Option<PathBuf>,
+
+    /// Folder for state and logs; this hive uses the one in it that is named for its port
+    /// [default: ~/.local/state/rbee-hive]
+    #[arg(long, value_name = "DIR", env = "RBEE_HIVE_STATE")]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Configuration file (TOML): engines, aliases, limits
+    #[arg(long, value_name = "FILE", env = "RBEE_HIVE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// How log lines look on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Human,
+    /// One JSON object a line
+    Json,
+}

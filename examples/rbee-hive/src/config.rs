@@ -1,0 +1,197 @@
+//! Settings: the command line, the environment and the configuration file in one.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::cli::{DaemonArgs, LogFormat};
+use crate::engine::{EngineConfig, Engines};
+use crate::worker::WorkerHost;
+
+/// Most slots that a worker may be asked to have.
+pub(crate) const MAX_SLOTS: u32 = 256;
+
+/// The configuration file. Every key is optional; an unknown one is an error.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ConfigFile {
+    models: Option<PathBuf>,
+    slots: u32,
+    context: u64,
+    load_timeout_secs: u64,
+    load_timeout_secs_per_gib: u64,
+    stop_grace_secs: u64,
+    aliases: BTreeMap<String, String>,
+    engines: BTreeMap<String, EngineConfig>,
+}
+
+impl Default for ConfigFile {
+    fn default() -> Self {
+        ConfigFile {
+            models: None,
+            slots: 4,
+            context: 4096,
+            load_timeout_secs: 300,
+            load_timeout_secs_per_gib: 20,
+            stop_grace_secs: 10,
+            aliases: BTreeMap::new(),
+            engines: BTreeMap::new(),
+        }
+    }
+}
+
+/// How long a model may take to load.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LoadTimeout {
+    base: Duration,
+    per_gib: Duration,
+}
+
+impl LoadTimeout {
+    pub(crate) fn of(&self, model_bytes: u64) -> Duration {
+        let gib = model_bytes as f64 / (1u64 << 30) as f64;
+        self.base + self.per_gib.mul_f64(gib)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) token: Option<String>,
+    pub(crate) log_format: LogFormat,
+    pub(crate) models: PathBuf,
+    /// Parent of the folders of all hives of this user; each is named for its port.
+    pub(crate) state_root: PathBuf,
+    pub(crate) aliases: BTreeMap<String, String>,
+    pub(crate) engines: Engines,
+    pub(crate) slots: u32,
+    /// Tokens of context for each slot.
+    pub(crate) context: u64,
+    pub(crate) load_timeout: LoadTimeout,
+    pub(crate) stop_grace: Duration,
+    pub(crate) callback_url: Option<String>,
+    pub(crate) worker_host: WorkerHost,
+}
+
+impl Settings {
+    /// Takes the command line and what it leaves open from the environment and the file.
+    pub(crate) fn read(args: DaemonArgs) -> Result<Self> {
+        let (host, port) = match &args.addr {
+            Some(addr) => split_addr(addr)?,
+            None => (args.host, args.port),
+        };
+        let token = variable("RBEE_API_TOKEN").or_else(|| variable("LLORCH_API_TOKEN"));
+        if token.is_none() && !is_loopback(&host) {
+            bail!(
+                "TOKEN_REQUIRED: {host} can be reached from other machines; set RBEE_API_TOKEN \
+                 to the token that callers must send, or listen on 127.0.0.1"
+            );
+        }
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None => ConfigFile::default(),
+        };
+        if !(1..=MAX_SLOTS).contains(&file.slots) {
+            bail!("slots = {}: must be 1 to {MAX_SLOTS}", file.slots);
+        }
+        if !(1..=1 << 24).contains(&file.context) {
+            bail!("context = {}: must be 1 to 16777216 tokens", file.context);
+        }
+        let home = variable("HOME").map(PathBuf::from);
+        let in_home = |below: &str| match &home {
+            Some(home) => home.join(below),
+            None => env::temp_dir().join("rbee").join(below),
+        };
+        Ok(Settings {
+            host,
+            port,
+            token,
+            log_format: args.log_format,
+            models: absolute(
+                &args
+                    .models
+                    .or(file.models)
+                    .unwrap_or_else(|| in_home(".local/share/rbee/models")),
+            )?,
+            state_root: absolute(
+                &args
+                    .state
+                    .unwrap_or_else(|| in_home(".local/state/rbee-hive")),
+            )?,
+            aliases: file.aliases,
+            engines: Engines::new(&file.engines)?,
+            slots: file.slots,
+            context: file.context,
+            load_timeout: LoadTimeout {
+                base: Duration::from_secs(file.load_timeout_secs),
+                per_gib: Duration::from_secs(file.load_timeout_secs_per_gib),
+            },
+            stop_grace: Duration::from_secs(file.stop_grace_secs),
+            callback_url: variable("QUEEN_CALLBACK_URL")
+                .map(|url| url.trim_end_matches('/').to_owned()),
+            worker_host: WorkerHost::new(variable("RBEE_WORKER_HOST").as_deref()),
+        })
+    }
+}
+
+/// Whether only this machine can reach a server that listens there.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn read_file(path: &Path) -> Result<ConfigFile> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("can't read the configuration file {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in the configuration file {}", path.display()))
+}
+
+fn split_addr(addr: &str) -> Result<(String, u16)> {
+    let parts = addr.rsplit_once(':');
+    let Some((host, Ok(port))) = parts.map(|(host, port)| (host, port.parse())) else {
+        bail!("--addr {addr}: must be HOST:PORT, such as 127.0.0.1:9200");
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), port))
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("path {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = toml::from_str::<ConfigFile>("slot = 3").unwrap_err();
+        assert!(error.to_string().contains("slot"), "{error}");
+    }
+
+    #[test]
+    fn an_address_may_be_ipv6() {
+        assert_eq!(split_addr("[::1]:9200").unwrap(), ("::1".into(), 9200));
+        assert!(split_addr("9200").is_err());
+    }
+
+    #[test]
+    fn a_bigger_model_may_load_longer() {
+        let timeout = LoadTimeout {
+            base: Duration::from_secs(300),
+            per_gib: Duration::from_secs(20),
+        };
+        assert_eq!(timeout.of(3 << 30), Duration::from_secs(360));
+    }
+}

@@ -1,0 +1,184 @@
+//! The hive as a whole: what its parts share, and its way from start to end.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::callback::Callbacks;
+use crate::config::Settings;
+use crate::error::ApiError;
+use crate::http;
+use crate::logs::LogBook;
+use crate::models::Catalog;
+use crate::registry::Registry;
+use crate::state_dir::StateDir;
+use crate::worker::{self, State};
+
+/// What open requests get to end, once the workers are gone.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// What is left to do after the workers' grace.
+const LAST_TASKS: Duration = Duration::from_secs(12);
+const PORT_CHOICES: u32 = 20;
+
+/// A cheap handle; clones are the same hive.
+#[derive(Debug, Clone)]
+pub(crate) struct Hive(Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) catalog: Catalog,
+    pub(crate) registry: Registry,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) client: reqwest::Client,
+    pub(crate) book: LogBook,
+    pub(crate) state_dir: StateDir,
+    /// Cancelled when the hive begins to shut down.
+    pub(crate) stopping: CancellationToken,
+    /// Everything that runs in the background.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Deref for Hive {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Hive {
+    fn new(settings: Settings, book: LogBook, state_dir: StateDir) -> Result<Self> {
+        // Engines and the queen are near: a proxy of the environment is not meant for them.
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let (url, token) = (settings.callback_url.clone(), settings.token.clone());
+        Ok(Hive(Arc::new(Shared {
+            catalog: Catalog::new(
+                settings.models.clone(),
+                settings.aliases.clone(),
+                settings.engines.extensions(),
+            )?,
+            registry: Registry::default(),
+            callbacks: Callbacks::new(url, token, client.clone()),
+            client,
+            book,
+            state_dir,
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            settings,
+        })))
+    }
+
+    /// A port that neither another program nor another worker of this hive has.
+    pub(crate) fn free_port(&self) -> Result<u16, ApiError> {
+        let workers = self.registry.all();
+        let is_ours = |port: u16| workers.iter().any(|worker| worker.now().port == port);
+        for _ in 0..PORT_CHOICES {
+            match self.settings.worker_host.free_port() {
+                Ok(port) if is_ours(port) => {}
+                Ok(port) => return Ok(port),
+                Err(error) => {
+                    return Err(ApiError::internal(format!("no free port: {error}")));
+                }
+            }
+        }
+        Err(ApiError::internal("no free port for a worker"))
+    }
+
+    async fn stop_workers(&self, signals: &mut Signals) {
+        let workers = self.registry.close();
+        tracing::info!(workers = workers.len(), "shutting down");
+        let stop_all = |grace| workers.iter().for_each(|worker| worker.stop(grace));
+        stop_all(self.settings.stop_grace);
+        self.tasks.close();
+        let limit = self.settings.stop_grace + LAST_TASKS;
+        tokio::select! {
+            ended = timeout(limit, self.tasks.wait()) => {
+                if ended.is_err() {
+                    tracing::error!("some tasks did not end in time");
+                }
+                return;
+            }
+            () = signals.next() => tracing::warn!("asked again: killing workers"),
+        }
+        stop_all(Duration::ZERO);
+        let _ = timeout(LAST_TASKS, self.tasks.wait()).await;
+    }
+}
+
+/// Serves until told to stop.
+pub(crate) async fn run(settings: Settings, book: LogBook) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let listener = bind(&settings.host, settings.port).await?;
+    let address = listener.local_addr()?;
+    let state_dir = StateDir::open(&settings.state_root, address.port()).await?;
+    let hive = Hive::new(settings, book, state_dir)?;
+    worker::adopt_own(&hive).await;
+    hive.tasks.spawn(worker::end_abandoned(hive.clone()));
+
+    // Without this, small answers wait 40 ms for the other side's delayed acknowledgement.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let close = CancellationToken::new();
+    let server = axum::serve(listener, http::router(hive.clone()))
+        .with_graceful_shutdown(close.clone().cancelled_owned());
+    let server = tokio::spawn(server.into_future());
+    tracing::info!(%address, models = %hive.catalog.folder().display(), "hive listens");
+
+    tokio::select! {
+        () = signals.next() => {}
+        () = hive.stopping.cancelled() => {}
+    }
+    hive.stopping.cancel();
+    hive.stop_workers(&mut signals).await;
+    close.cancel();
+    let _ = timeout(LAST_ANSWERS, server).await;
+    let left = hive.registry.all();
+    if left.iter().any(|worker| worker.state() != State::Failed) {
+        bail!("some workers could not be ended");
+    }
+    tracing::info!("hive ended");
+    Ok(())
+}
+
+async fn bind(host: &str, port: u16) -> Result<TcpListener> {
+    match TcpListener::bind((host, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "PORT_IN_USE: another program listens on {host}:{port}; stop it, or choose another \
+             port with --port"
+        ),
+        Err(error) => Err(error).with_context(|| format!("can't listen on {host}:{port}")),
+    }
+}
+
+/// What asks a daemon to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

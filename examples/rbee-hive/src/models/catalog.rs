@@ -1,0 +1,367 @@
+//! The models in the folder and the aliases of the configuration. A worker can only be given what
+//! is listed here, so no reference reaches a file outside.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use super::gguf::{self, Header};
+use super::memory;
+use crate::error::{ApiError, Result};
+
+/// Folders below the models folder that are looked into: `hf/org/repo` is the deepest.
+const DEPTH: usize = 3;
+const MOST_FILES: usize = 10_000;
+/// Models named in an error message.
+const NAMED: usize = 20;
+
+/// A model that an engine could serve.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    pub(crate) model_ref: String,
+    pub(crate) aliases: Vec<String>,
+    /// The first file of a split model.
+    pub(crate) path: PathBuf,
+    pub(crate) size_bytes: u64,
+    header: Option<Header>,
+}
+
+impl Model {
+    /// Tokens of context for each slot: what is wanted, but no more than it was trained with.
+    pub(crate) fn context(&self, wanted: u64) -> u64 {
+        let trained = self
+            .header
+            .as_ref()
+            .and_then(|header| header.context_length);
+        trained.map_or(wanted, |trained| wanted.min(trained))
+    }
+
+    /// Memory it takes, in bytes, with that many slots.
+    pub(crate) fn memory(&self, slots: u32, wanted_context: u64) -> u64 {
+        let context_total = self.context(wanted_context) * u64::from(slots);
+        memory::estimate(self.size_bytes, self.header.as_ref(), context_total)
+    }
+}
+
+/// Headers by file; size and time tell when one must be read again.
+type Headers = HashMap<PathBuf, (u64, Option<SystemTime>, Option<Header>)>;
+
+/// Methods read the disk: call them where blocking is allowed.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    folder: PathBuf,
+    aliases: BTreeMap<String, String>,
+    extensions: HashSet<String>,
+    headers: Mutex<Headers>,
+}
+
+impl Catalog {
+    pub(crate) fn new(
+        folder: PathBuf,
+        aliases: BTreeMap<String, String>,
+        extensions: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<Self> {
+        for (alias, target) in &aliases {
+            check_name(target).map_err(|error| {
+                anyhow::anyhow!("alias {alias} = {target:?}: {}", error.message)
+            })?;
+        }
+        Ok(Catalog {
+            folder,
+            aliases,
+            extensions: extensions.into_iter().collect(),
+            headers: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Every model, sorted by reference; a name belongs to one model only.
+    pub(crate) fn models(&self) -> Vec<Model> {
+        let mut files = Vec::new();
+        walk(&self.folder, 0, &mut |path| {
+            if self.is_model(path) && files.len() < MOST_FILES {
+                files.push(path.to_owned());
+            }
+        });
+        files.sort();
+        let parts: HashSet<PathBuf> = files.iter().cloned().collect();
+        let mut models: Vec<Model> = files
+            .iter()
+            .filter_map(|path| self.model(path, &self.reference(path)?, &parts))
+            .collect();
+        self.add_files_of_aliases(&mut models);
+        self.name(&mut models);
+        models.sort_by(|a, b| a.model_ref.cmp(&b.model_ref));
+        models
+    }
+
+    /// The model that a queen means.
+    ///
+    /// A `model_path` decides alone, as older queens name a model as they like beside it.
+    pub(crate) fn find(&self, model_ref: &str, model_path: &str) -> Result<Model> {
+        check_name(model_ref)?;
+        let models = self.models();
+        let found = if !model_path.is_empty() {
+            check_name(model_path)?;
+            self.by_path(&models, model_path)?
+        } else if let Some(path) = model_ref.strip_prefix("file:") {
+            self.by_path(&models, path)?
+        } else if let Some(reference) = model_ref.strip_prefix("hf:") {
+            by_repository(&models, reference)
+        } else {
+            let is_named = |model: &&Model| model.aliases.iter().any(|alias| alias == model_ref);
+            models.iter().find(is_named)
+        };
+        found.cloned().ok_or_else(|| not_found(model_ref, &models))
+    }
+
+    fn by_path<'m>(&self, models: &'m [Model], path: &str) -> Result<Option<&'m Model>> {
+        // Joining takes an absolute path as it is; components drop single dots.
+        let wanted: PathBuf = self.folder.join(path).components().collect();
+        let real = |path: &Path| fs::canonicalize(path).ok();
+        let wanted_real = real(&wanted);
+        let found = models.iter().find(|model| {
+            model.path == wanted || (wanted_real.is_some() && real(&model.path) == wanted_real)
+        });
+        let is_inside = wanted.starts_with(&self.folder)
+            || real(&self.folder).is_some_and(|folder| wanted.starts_with(folder));
+        if found.is_none() && !is_inside {
+            return Err(ApiError::invalid(format!(
+                "{path} is outside of the models folder {}; move the file there, or give it an \
+                 alias in the hive's configuration",
+                self.folder.display()
+            )));
+        }
+        Ok(found)
+    }
+
+    fn is_model(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
+        // A projector belongs to a vision model and can't be served alone.
+        let is_part_of_another = name.starts_with("mmproj") || name.starts_with('.');
+        self.extensions.contains(&extension.to_ascii_lowercase()) && !is_part_of_another
+    }
+
+    /// `None` for a name that no reference may have.
+    fn reference(&self, path: &Path) -> Option<String> {
+        let relative = path.strip_prefix(&self.folder).ok()?;
+        let names: Option<Vec<&str>> = relative.iter().map(|name| name.to_str()).collect();
+        let reference = match names?.as_slice() {
+            ["hf", rest @ ..] if rest.len() == 3 => format!("hf:{}", rest.join("/")),
+            names => format!("file:{}", names.join("/")),
+        };
+        check_name(&reference).is_ok().then_some(reference)
+    }
+
+    /// `None` for a later part of a split model, and for one whose parts are not all there.
+    fn model(&self, path: &Path, reference: &str, files: &HashSet<PathBuf>) -> Option<Model> {
+        let first = fs::metadata(path).ok()?;
+        let mut size_bytes = first.len();
+        if let Some(split) = Split::of(path) {
+            if split.number != 1 {
+                return None;
+            }
+            for number in 2..=split.count {
+                let part = split.part(path, number);
+                files.get(&part)?;
+                size_bytes += fs::metadata(&part).ok()?.len();
+            }
+        }
+        Some(Model {
+            model_ref: reference.to_owned(),
+            aliases: Vec::new(),
+            path: path.to_owned(),
+            size_bytes,
+            header: self.header(path, first.len(), first.modified().ok()),
+        })
+    }
+
+    fn header(&self, path: &Path, size: u64, modified: Option<SystemTime>) -> Option<Header> {
+        let lock = || self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known_size, known_modified, header)) = lock().get(path)
+            && (*known_size, *known_modified) == (size, modified)
+        {
+            return header.clone();
+        }
+        let header = gguf::read(path).ok();
+        lock().insert(path.to_owned(), (size, modified, header.clone()));
+        header
+    }
+
+    /// An alias may name a file anywhere: the machine's owner wrote it.
+    fn add_files_of_aliases(&self, models: &mut Vec<Model>) {
+        for target in self.aliases.values() {
+            let Some(path) = target.strip_prefix("file:").map(Path::new) else {
+                continue;
+            };
+            let is_new = !models.iter().any(|model| model.path == path);
+            if path.is_absolute() && is_new && self.is_model(path) {
+                let parts = match Split::of(path) {
+                    Some(split) => (1..=split.count).map(|n| split.part(path, n)).collect(),
+                    None => HashSet::new(),
+                };
+                models.extend(self.model(path, target, &parts));
+            }
+        }
+    }
+
+    /// Configured aliases first, then names that follow from the file's.
+    fn name(&self, models: &mut [Model]) {
+        let mut taken = HashSet::new();
+        for (alias, target) in &self.aliases {
+            let path = target
+                .strip_prefix("file:")
+                .map(|path| self.folder.join(path));
+            let is_target = |model: &&mut Model| {
+                model.model_ref == *target || path.as_ref() == Some(&model.path)
+            };
+            if let Some(model) = models.iter_mut().find(is_target) {
+                model.aliases.push(alias.clone());
+                taken.insert(alias.clone());
+            }
+        }
+        let repositories: Vec<String> = models
+            .iter()
+            .filter_map(|model| Some(repository(&model.model_ref)?.to_owned()))
+            .collect();
+        let mut names: Vec<(String, PathBuf)> = models
+            .iter()
+            .map(|model| (stem(&model.path).to_lowercase(), model.path.clone()))
+            .collect();
+        for repository in repositories {
+            if let Some(model) = by_repository(models, &repository) {
+                names.push((repository, model.path.clone()));
+            }
+        }
+        for (name, path) in names {
+            if taken.insert(name.clone())
+                && let Some(model) = models.iter_mut().find(|model| model.path == path)
+            {
+                model.aliases.push(name);
+            }
+        }
+    }
+}
+
+/// `org/repo`, `org/repo/file` or `org/repo@rev::file=path`; what is here has no revision. Of
+/// several files of a repository, the usual quantisation, else the first.
+fn by_repository<'m>(models: &'m [Model], reference: &str) -> Option<&'m Model> {
+    let (name, file) = match reference.split_once("::file=") {
+        Some((name, file)) => (name, Some(file)),
+        None => (reference, None),
+    };
+    let name = name.split('@').next().unwrap_or(name);
+    let wanted = match file {
+        Some(file) => format!("hf:{name}/{file}"),
+        None => format!("hf:{name}"),
+    };
+    if let Some(model) = models.iter().find(|model| model.model_ref == wanted) {
+        return Some(model);
+    }
+    let mut of_repository: Vec<&Model> = models
+        .iter()
+        .filter(|model| file.is_none() && repository(&model.model_ref) == Some(name))
+        .collect();
+    of_repository.sort_by_key(|model| (!model.model_ref.contains("Q4_K_M"), &model.model_ref));
+    of_repository.first().copied()
+}
+
+/// `org/repo` of `hf:org/repo/file`.
+fn repository(model_ref: &str) -> Option<&str> {
+    let (repository, _file) = model_ref.strip_prefix("hf:")?.rsplit_once('/')?;
+    Some(repository)
+}
+
+fn not_found(model_ref: &str, models: &[Model]) -> ApiError {
+    let names: Vec<&str> = models
+        .iter()
+        .take(NAMED)
+        .map(|model| model.model_ref.as_str())
+        .collect();
+    let has = match names.len() {
+        0 => "its models folder is empty".to_owned(),
+        n if n < models.len() => format!("it has {} and more", names.join(", ")),
+        _ => format!("it has {}", names.join(", ")),
+    };
+    ApiError::model_not_found(format!("model {model_ref:?} is not on this hive; {has}"))
+}
+
+/// Refuses names that no model may have.
+fn check_name(name: &str) -> Result<()> {
+    let problem = if name.trim().is_empty() {
+        "is empty"
+    } else if name.chars().count() > 512 {
+        "is longer than 512 characters"
+    } else if name.chars().any(char::is_control) {
+        "has control characters"
+    } else if name.split(['/', '\\', ':', '=']).any(|part| part == "..") {
+        "has a '..' path segment"
+    } else {
+        return Ok(());
+    };
+    let shown: String = name.chars().take(80).collect();
+    Err(ApiError::invalid(format!("model {shown:?} {problem}")))
+}
+
+/// Follows links: whoever may write into the folder decides what is served.
+fn walk(folder: &Path, depth: usize, found: &mut impl FnMut(&Path)) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match fs::metadata(&path) {
+            Ok(about) if about.is_dir() && depth < DEPTH => walk(&path, depth + 1, found),
+            Ok(about) if about.is_file() => found(&path),
+            _ => {}
+        }
+    }
+}
+
+/// The file's name without extension and part number.
+fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    match Split::of(path) {
+        Some(_) => stem[..stem.len() - "-00001-of-00002".len()].to_owned(),
+        None => stem.into_owned(),
+    }
+}
+
+/// The place of a file in a split model, `NAME-00001-of-00003.gguf`.
+#[derive(Debug, Clone, Copy)]
+struct Split {
+    number: u32,
+    count: u32,
+}
+
+impl Split {
+    fn of(path: &Path) -> Option<Self> {
+        let stem = path.file_stem()?.to_str()?;
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (_, number) = rest.rsplit_once('-')?;
+        let digits = |text: &str| match text.len() {
+            5 => text.parse().ok(),
+            _ => None,
+        };
+        Some(Split {
+            number: digits(number)?,
+            count: digits(count)?,
+        })
+    }
+
+    fn part(self, path: &Path, number: u32) -> PathBuf {
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
+        let count = self.count;
+        path.with_file_name(format!(
+            "{}-{number:05}-of-{count:05}.{extension}",
+            stem(path)
+        ))
+    }
+}
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;
