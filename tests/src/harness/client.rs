@@ -1,5 +1,6 @@
 //! A plain HTTP client for tests: every request on a connection of its own, every status an answer.
 
+use super::events::EventStream;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::io::Read;
@@ -106,6 +107,15 @@ impl Client {
         })
     }
 
+    /// `POST path` with a JSON body; returns when the headers are there.
+    ///
+    /// # Errors
+    /// When there is no HTTP answer at all.
+    pub fn stream(&self, path: &str, body: &Value) -> Result<EventStream> {
+        let res = self.open("POST", path, body.to_string().as_bytes())?;
+        Ok(EventStream::new(res))
+    }
+
     /// `GET path`.
     ///
     /// # Errors
@@ -120,5 +130,29 @@ impl Client {
     /// As [`Client::send`].
     pub fn post(&self, path: &str, body: &Value) -> Result<Reply> {
         self.send("POST", path, body.to_string().as_bytes())
+    }
+}
+
+/// Checks that a refusal is what the contract says: status, code, a message that names what was
+/// wrong, a correlation id, and when to come back where that belongs.
+///
+/// # Panics
+/// When it is not.
+#[track_caller]
+pub fn assert_error(reply: &Reply, status: u16, code: &str, message_has: &[&str]) {
+    let text = &reply.text;
+    assert_eq!(reply.status, status, "{text}");
+    let error = &reply.json()["error"];
+    assert_eq!(error["code"], code, "{text}");
+    let message = error["message"].as_str().unwrap_or_default();
+    for fragment in message_has {
+        assert!(message.contains(fragment), "no {fragment:?} in: {message}");
+    }
+    let correlation_id = error["correlation_id"].as_str().unwrap_or_default();
+    assert_ne!(correlation_id, "", "{text}");
+    assert_eq!(reply.header("x-correlation-id"), correlation_id);
+    if status == 429 || status == 503 {
+        let seconds = reply.header("retry-after").parse::<u64>();
+        assert!(seconds.is_ok(), "no Retry-After: {:?}", reply.headers);
     }
 }

@@ -2,11 +2,21 @@
 
 pub mod client;
 pub mod daemon;
+pub mod events;
+pub mod home;
 pub mod ports;
+pub mod programs;
+pub mod queen;
+pub mod raw;
+pub mod shared;
 pub mod stub_engine;
 pub mod wait;
 
-pub use client::{Client, Reply};
+pub use client::{Client, Reply, assert_error};
 pub use daemon::Daemon;
-pub use stub_engine::StubEngine;
+pub use events::{Event, EventStream};
+pub use home::Home;
+pub use queen::{Launch, Queen};
+pub use shared::Shared;
+pub use stub_engine::{StubClient, StubEngine};
 pub use wait::{eventually, until};

@@ -5,16 +5,29 @@ use super::daemon::Daemon;
 use super::wait::until;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+
+/// A stub engine that someone else runs, seen through its port.
+#[derive(Debug)]
+pub struct StubClient(Client);
 
 /// Runs until it is dropped.
 #[derive(Debug)]
 pub struct StubEngine {
     daemon: Daemon,
-    client: Client,
+    client: StubClient,
     port: u16,
+}
+
+impl Deref for StubEngine {
+    type Target = StubClient;
+
+    fn deref(&self) -> &StubClient {
+        &self.client
+    }
 }
 
 /// What the stub says when it listens, before its address.
@@ -44,18 +57,12 @@ impl StubEngine {
             let ended = daemon.exited();
             format!("stub-engine did not come up ({ended:?}): {}", daemon.log())
         })?;
-        let client = Client::new(&format!("http://127.0.0.1:{port}"));
+        let client = StubClient::new(&format!("http://127.0.0.1:{port}"));
         Ok(StubEngine {
             daemon,
             client,
             port,
         })
-    }
-
-    /// `http://127.0.0.1:PORT`
-    #[must_use]
-    pub fn url(&self) -> &str {
-        self.client.base()
     }
 
     /// Where it listens.
@@ -69,15 +76,27 @@ impl StubEngine {
     pub fn daemon(&mut self) -> &mut Daemon {
         &mut self.daemon
     }
+}
+
+impl StubClient {
+    /// The stub engine at `url`.
+    #[must_use]
+    pub fn new(url: &str) -> Self {
+        StubClient(Client::new(url))
+    }
+
+    /// `http://127.0.0.1:PORT`
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.0.base()
+    }
 
     /// Changes its behaviour while it runs: a query, as `fault=status_500&fault_times=1`.
     ///
     /// # Errors
     /// When it refuses.
     pub fn control(&self, query: &str) -> Result<()> {
-        let reply = self
-            .client
-            .send("POST", &format!("/control?{query}"), &[])?;
+        let reply = self.0.send("POST", &format!("/control?{query}"), &[])?;
         ensure!(reply.status == 200, "{}", reply.text);
         Ok(())
     }
@@ -87,7 +106,7 @@ impl StubEngine {
     /// # Errors
     /// When it does not answer.
     pub fn stats(&self) -> Result<Value> {
-        Ok(self.client.get("/stats")?.json())
+        Ok(self.0.get("/stats")?.json())
     }
 
     /// One of its counters.
@@ -107,6 +126,6 @@ impl StubEngine {
     /// # Errors
     /// When it does not answer.
     pub fn last_request(&self) -> Result<Value> {
-        Ok(self.client.get("/last-request")?.json())
+        Ok(self.0.get("/last-request")?.json())
     }
 }

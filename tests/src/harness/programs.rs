@@ -1,0 +1,60 @@
+//! Where the programs under test are: in the folder and profile of the test that asks.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The stub engine; cargo builds it with the tests, as it is of their package.
+#[must_use]
+pub fn stub() -> PathBuf {
+    program("stub-engine")
+}
+
+/// The daemon.
+#[must_use]
+pub fn queen() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(build);
+    program("queen-rbee")
+}
+
+/// The reference hive, beside the daemon.
+#[must_use]
+pub fn hive() -> PathBuf {
+    queen().with_file_name("rbee-hive")
+}
+
+/// The folder of the profile: a test is `target/PROFILE/deps/TEST`.
+fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("the system knows this program's path");
+    let dir = test.ancestors().nth(2);
+    dir.expect("cargo puts tests into target/PROFILE/deps")
+        .to_owned()
+}
+
+fn program(name: &str) -> PathBuf {
+    let path = profile_dir().join(name);
+    assert!(path.is_file(), "{} is missing", path.display());
+    path
+}
+
+/// Builds the programs of other packages, so that no test runs an old one.
+fn build() {
+    let profile_dir = profile_dir();
+    let target_dir = profile_dir
+        .parent()
+        .expect("a profile's folder stands in the target folder");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    // The workspace as a whole: for single packages cargo would choose other features, and build
+    // everything again.
+    build
+        .args(["build", "--quiet", "--workspace", "--bins", "--target-dir"])
+        .arg(target_dir)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    if profile_dir.ends_with("release") {
+        build.arg("--release");
+    }
+    let status = build.status().expect("cargo runs");
+    assert!(status.success(), "{build:?}: {status}");
+}
