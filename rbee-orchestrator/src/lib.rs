@@ -4,6 +4,7 @@
 
 pub mod domain;
 pub mod error;
+pub mod hives;
 pub mod store;
 pub mod transport;
 
