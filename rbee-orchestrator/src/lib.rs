@@ -6,11 +6,12 @@ pub mod brain;
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod hives;
+mod relay;
+mod router;
 pub mod scheduler;
 pub mod store;
 pub mod transport;
 
 pub use config::Config;
 pub use error::{Code, Error, Result};
-mod relay;
-mod router;

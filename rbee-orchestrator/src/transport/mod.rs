@@ -2,8 +2,14 @@
 
 mod direct;
 mod local;
+mod log_file;
+mod ports;
+mod probe;
+mod process;
+mod program;
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,11 +27,11 @@ pub trait HiveStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> HiveStream for T {}
 
 /// What is needed to start a hive's process.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct HiveCommand {
     /// Program and arguments; `{port}`, `{host}` and `{queen_url}` stand for their values.
     pub template: Vec<String>,
-    /// Folder where the program is looked for first.
+    /// Folder where the program is looked for first; then come the queen's own folder and `PATH`.
     pub install_path: Option<PathBuf>,
     /// The first port to try; the next free one is taken.
     pub port: u16,
@@ -37,6 +43,22 @@ pub struct HiveCommand {
     pub log_file: PathBuf,
     /// How long it may take until its health check answers.
     pub start_timeout: Duration,
+}
+
+impl fmt::Debug for HiveCommand {
+    /// Leaves the variables' values out: they may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("HiveCommand")
+            .field("template", &self.template)
+            .field("install_path", &self.install_path)
+            .field("port", &self.port)
+            .field("queen_url", &self.queen_url)
+            .field("env", &names)
+            .field("log_file", &self.log_file)
+            .field("start_timeout", &self.start_timeout)
+            .finish()
+    }
 }
 
 /// What a look before the start found.
@@ -54,31 +76,62 @@ pub struct Preflight {
 /// dropped leaves no process behind that nobody knows of.
 #[async_trait]
 pub trait HiveTransport: Send + Sync + 'static {
+    /// The hive's machine as hive and workers know it: in the `Host` header and in messages.
+    /// A name or an address without a port; the loopback address for a tunnel.
+    fn host(&self) -> &str;
+
     /// Looks whether a start could work: program found, runs, tells its version.
     ///
     /// # Errors
     /// `HIVE_UNREACHABLE`, with what is missing and the cure.
     async fn preflight(&self, command: &HiveCommand) -> Result<Preflight>;
 
-    /// Starts a hive and waits for its health check.
+    /// Starts a hive on the first free port from `command.port` on and waits for its health check.
+    /// A port where something listens is skipped, whatever it is.
     ///
     /// # Errors
     /// `HIVE_UNREACHABLE`, with the last lines of its output when it exited or never got healthy.
     async fn start(&self, command: &HiveCommand) -> Result<HiveProcess>;
 
-    /// Stops a hive's process: SIGTERM, `grace`, then SIGKILL. Nothing to do is no error.
+    /// Stops a hive's process: SIGTERM, `grace`, then SIGKILL to it and its process group.
+    /// Nothing to do is no error. Dropped midway, the process may go on.
+    ///
+    /// # Errors
+    /// `CONFLICT` when the process is not known well enough to be signalled, or the system
+    /// forbids it; `TIMEOUT` when not even SIGKILL ended it.
     async fn stop(&self, process: &HiveProcess, grace: Duration) -> Result<()>;
 
-    /// Whether that very process (not a later one with the same pid) runs.
+    /// Whether that very process (not a later one with the same pid) runs. Where no pid is known:
+    /// whether something listens on its port.
+    ///
+    /// # Errors
+    /// When that can't be found out.
     async fn is_running(&self, process: &HiveProcess) -> Result<bool>;
 
-    /// The last `lines` lines of its output, oldest first.
-    async fn logs(&self, command: &HiveCommand, lines: usize) -> Result<Vec<String>>;
+    /// The last `lines` lines of a hive's output, oldest first; none if the file is not there.
+    ///
+    /// # Errors
+    /// `HIVE_UNREACHABLE` when the file can't be read.
+    async fn logs(&self, log_file: &Path, lines: usize) -> Result<Vec<String>>;
+
+    /// Whether what listens on a port may be the queen's own hive, so that her token may be shown
+    /// to it. On her own machine a listener of another user may not.
+    async fn may_be_ours(&self, port: u16) -> bool {
+        let _ = port;
+        true
+    }
 
     /// Connects to a port on the hive's machine. Hive client and relay reach hives and workers
-    /// only through this.
+    /// only through this. It has no time-out of its own.
     ///
     /// # Errors
     /// The I/O error of the connection attempt.
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>>;
+}
+
+/// A TCP connection without Nagle's delay, which costs 40 ms together with delayed ACKs.
+async fn connect_tcp(host: &str, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
+    let stream = tokio::net::TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
 }

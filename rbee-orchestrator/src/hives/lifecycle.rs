@@ -1,0 +1,362 @@
+//! The life of one hive's process: found and adopted, started, stopped.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::claims::PortClaims;
+use super::client::{CallTimeouts, HiveClient, Recognition};
+use super::token::HiveToken;
+use crate::domain::{HiveId, HiveProcess, HiveSpec};
+use crate::error::{Code, Error, Result};
+use crate::transport::{HiveCommand, HiveTransport, Preflight};
+
+/// How long a hive that an earlier life of the queen started, and that still runs, may be silent
+/// before it is replaced.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long a silent hive may take to end before it is killed: it is not expected to react.
+const SILENT_GRACE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
+
+/// How hives are started and spoken to.
+#[derive(Debug, Clone)]
+pub struct HiveOptions {
+    /// Program and arguments; `{port}`, `{host}` and `{queen_url}` stand for their values.
+    pub template: Vec<String>,
+    /// The port that is looked at for a hive to adopt, and the first to start one on.
+    pub port: u16,
+    /// Where hives call the queen back; `None` where they can't reach her.
+    pub queen_url: Option<String>,
+    /// The token between queen and hives.
+    pub token: HiveToken,
+    /// File for the hive's output.
+    pub log_file: PathBuf,
+    /// From a start to the first healthy answer.
+    pub start_timeout: Duration,
+    /// From the request to stop to SIGTERM, and from SIGTERM to SIGKILL.
+    pub stop_grace: Duration,
+    /// How long calls may take.
+    pub timeouts: CallTimeouts,
+    /// Shared by all hives of a queen.
+    pub claims: PortClaims,
+}
+
+/// What a request to stop a hive came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It ran and has ended.
+    Ended,
+    /// It did not run.
+    WasNotRunning,
+    /// No queen started it, so it was left alone.
+    NotOurs,
+}
+
+/// One registered hive: its way, its last known process, its client.
+///
+/// `ensure_running` and `stop` exclude each other; concurrent calls wait for the first and then
+/// find its result.
+pub struct HiveHandle {
+    id: HiveId,
+    managed: bool,
+    install_path: Option<PathBuf>,
+    options: HiveOptions,
+    transport: Arc<dyn HiveTransport>,
+    changing: Mutex<()>,
+    process: StdMutex<Option<HiveProcess>>,
+}
+
+impl HiveHandle {
+    /// A hive as registered, with its process as stored by an earlier life of the queen.
+    #[must_use]
+    pub fn new(
+        spec: &HiveSpec,
+        stored: Option<HiveProcess>,
+        transport: Arc<dyn HiveTransport>,
+        mut options: HiveOptions,
+    ) -> Self {
+        options.port = spec.port.unwrap_or(options.port);
+        let managed = spec.is_managed();
+        let process = match managed {
+            true => stored,
+            false => Some(found(options.port)),
+        };
+        let handle = HiveHandle {
+            id: spec.id.clone(),
+            managed,
+            install_path: spec.install_path.as_ref().map(PathBuf::from),
+            options,
+            transport,
+            changing: Mutex::new(()),
+            process: StdMutex::new(None),
+        };
+        handle.remember(process);
+        handle
+    }
+
+    /// The hive's name.
+    #[must_use]
+    pub fn id(&self) -> &HiveId {
+        &self.id
+    }
+
+    /// How its machine is reached.
+    #[must_use]
+    pub fn transport(&self) -> &Arc<dyn HiveTransport> {
+        &self.transport
+    }
+
+    /// Its last known process, for the store. It may have ended since.
+    #[must_use]
+    pub fn process(&self) -> Option<HiveProcess> {
+        self.known().clone()
+    }
+
+    /// The client of its API; `None` while no port is known.
+    #[must_use]
+    pub fn client(&self) -> Option<HiveClient> {
+        self.process().map(|process| self.client_at(process.port))
+    }
+
+    /// Makes sure that it runs: takes what runs already, else starts it.
+    ///
+    /// A process that an earlier life of the queen started is taken if it accepts the token. One
+    /// that refuses it, or stays silent, is stopped: nobody else can. Any other hive on the stored
+    /// or the configured port is taken if it accepts the token, and left alone if it does not; the
+    /// next free port is used then. An unmanaged hive is only asked for its health.
+    ///
+    /// Dropped midway, a process that is not healthy yet is killed; a healthy one is known to
+    /// [`HiveHandle::process`].
+    ///
+    /// # Errors
+    /// `HIVE_UNREACHABLE` with the reason, and the last lines of output of a failed start.
+    pub async fn ensure_running(&self) -> Result<HiveProcess> {
+        let _alone = self.changing.lock().await;
+        if !self.managed {
+            self.client_at(self.options.port).health().await?;
+            return Ok(found(self.options.port));
+        }
+        if let Some(process) = self.adopt().await? {
+            self.remember(Some(process.clone()));
+            return Ok(process);
+        }
+        let process = self.transport.start(&self.command()).await?;
+        // At once, without a pause: a process that runs must be known.
+        self.remember(Some(process.clone()));
+        self.confirm(&process).await?;
+        Ok(process)
+    }
+
+    /// Stops it if a queen started it: asks it to (`POST /v1/shutdown`), then SIGTERM, then
+    /// SIGKILL, with `stop_grace` between.
+    ///
+    /// Dropped midway, it may go on running and stays known.
+    ///
+    /// # Errors
+    /// Those of [`HiveTransport::stop`].
+    pub async fn stop(&self) -> Result<Stopped> {
+        let _alone = self.changing.lock().await;
+        let Some(process) = self.process() else {
+            return Ok(Stopped::WasNotRunning);
+        };
+        if !process.started_by_queen {
+            return Ok(Stopped::NotOurs);
+        }
+        if !self.transport.is_running(&process).await? {
+            self.remember(None);
+            return Ok(Stopped::WasNotRunning);
+        }
+        match self.client_at(process.port).shutdown().await {
+            Ok(()) => self.wait_for_end(&process).await?,
+            Err(error) => tracing::debug!(hive = %self.id, %error, "asking it to stop failed"),
+        }
+        self.transport
+            .stop(&process, self.options.stop_grace)
+            .await?;
+        self.remember(None);
+        Ok(Stopped::Ended)
+    }
+
+    /// Whether its last known process runs; for an unmanaged hive, whether its port is open.
+    ///
+    /// # Errors
+    /// Those of [`HiveTransport::is_running`].
+    pub async fn is_running(&self) -> Result<bool> {
+        match self.process() {
+            Some(process) => self.transport.is_running(&process).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Looks whether a start could work.
+    ///
+    /// # Errors
+    /// Those of [`HiveTransport::preflight`].
+    pub async fn preflight(&self) -> Result<Preflight> {
+        self.transport.preflight(&self.command()).await
+    }
+
+    /// The last lines of its output, oldest first, also when it does not run.
+    ///
+    /// # Errors
+    /// Those of [`HiveTransport::logs`].
+    pub async fn logs(&self, lines: usize) -> Result<Vec<String>> {
+        self.transport.logs(&self.options.log_file, lines).await
+    }
+
+    /// The hive that runs already and takes the token, if there is one.
+    async fn adopt(&self) -> Result<Option<HiveProcess>> {
+        let stored = self.process();
+        let mut ports = Vec::new();
+        if let Some(process) = stored {
+            if self.transport.is_running(&process).await? && process.pid.is_some() {
+                match self.recognise_patiently(process.port).await {
+                    Recognition::Accepted => return Ok(Some(process)),
+                    reason if process.started_by_queen => self.replace(&process, &reason).await?,
+                    _ => {}
+                }
+            }
+            ports.push(process.port);
+        }
+        if !ports.contains(&self.options.port) {
+            ports.push(self.options.port);
+        }
+        let host = self.transport.host();
+        ports.retain(|port| !self.options.claims.is_anothers(host, *port, &self.id));
+        for port in ports {
+            match self.client_at(port).recognise().await {
+                Recognition::Accepted => {
+                    tracing::info!(hive = %self.id, port, "a running hive was found and adopted");
+                    return Ok(Some(found(port)));
+                }
+                Recognition::Silent => {}
+                reason => tracing::info!(
+                    hive = %self.id, port, ?reason, "the hive's port is taken; the next is used"
+                ),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A hive whose process runs may just be starting, or be stalled for a moment.
+    async fn recognise_patiently(&self, port: u16) -> Recognition {
+        let deadline = Instant::now() + SILENCE.min(self.options.start_timeout);
+        loop {
+            let found = self.client_at(port).recognise().await;
+            if found != Recognition::Silent || Instant::now() >= deadline {
+                return found;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Stops a process that a queen started and that this one can't use.
+    async fn replace(&self, process: &HiveProcess, reason: &Recognition) -> Result<()> {
+        tracing::warn!(
+            hive = %self.id, pid = process.pid, port = process.port, ?reason,
+            "the hive that runs can't be used and is replaced"
+        );
+        let grace = match reason {
+            Recognition::Silent => SILENT_GRACE.min(self.options.stop_grace),
+            _ => self.options.stop_grace,
+        };
+        self.transport.stop(process, grace).await?;
+        self.remember(None);
+        Ok(())
+    }
+
+    /// Makes sure that what was started is a hive that takes the token.
+    async fn confirm(&self, process: &HiveProcess) -> Result<()> {
+        let Err(error) = self.client_at(process.port).workers().await else {
+            return Ok(());
+        };
+        self.transport
+            .stop(process, self.options.stop_grace)
+            .await?;
+        self.remember(None);
+        let why = error.message;
+        let message = format!("{why} (it was just started, and is stopped again)");
+        Err(Error::new(Code::HiveUnreachable, message))
+    }
+
+    async fn wait_for_end(&self, process: &HiveProcess) -> Result<()> {
+        let deadline = Instant::now() + self.options.stop_grace;
+        while self.transport.is_running(process).await? && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    fn command(&self) -> HiveCommand {
+        let options = &self.options;
+        let token = options.token.expose();
+        let mut env = vec![
+            // Two names for one token: older hives and workers read the second.
+            ("RBEE_API_TOKEN".to_owned(), token.to_owned()),
+            ("LLORCH_API_TOKEN".to_owned(), token.to_owned()),
+            (
+                "RBEE_WORKER_HOST".to_owned(),
+                self.transport.host().to_owned(),
+            ),
+        ];
+        if let Some(url) = &options.queen_url {
+            env.push(("QUEEN_CALLBACK_URL".to_owned(), url.clone()));
+        }
+        HiveCommand {
+            template: options.template.clone(),
+            install_path: self.install_path.clone(),
+            port: options.port,
+            queen_url: options.queen_url.clone(),
+            env,
+            log_file: options.log_file.clone(),
+            start_timeout: options.start_timeout,
+        }
+    }
+
+    fn client_at(&self, port: u16) -> HiveClient {
+        let options = &self.options;
+        let transport = Arc::clone(&self.transport);
+        HiveClient::new(
+            self.id.clone(),
+            transport,
+            port,
+            options.token.clone(),
+            options.timeouts,
+        )
+    }
+
+    fn remember(&self, process: Option<HiveProcess>) {
+        let port = process.as_ref().map(|process| process.port);
+        self.options
+            .claims
+            .set(self.transport.host(), port, &self.id);
+        *self.known() = process;
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Option<HiveProcess>> {
+        self.process
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for HiveHandle {
+    fn drop(&mut self) {
+        self.options
+            .claims
+            .set(self.transport.host(), None, &self.id);
+    }
+}
+
+/// A hive that answers at a port and that no queen started.
+fn found(port: u16) -> HiveProcess {
+    HiveProcess {
+        port,
+        pid: None,
+        pid_start_time: None,
+        started_by_queen: false,
+    }
+}

@@ -1,0 +1,19 @@
+//! Hives as the queen deals with them: the client of their HTTP API, their life as processes, and
+//! the token that both sides share.
+//!
+//! [`HiveHandle`] is one registered hive. It decides nothing: the brain says when a hive shall run
+//! or stop, and what to ask of it.
+
+mod claims;
+mod client;
+mod exchange;
+mod lenient;
+mod lifecycle;
+mod token;
+mod wire;
+
+pub use claims::PortClaims;
+pub use client::{CallTimeouts, HiveClient, Recognition};
+pub use lifecycle::{HiveHandle, HiveOptions, Stopped};
+pub use token::HiveToken;
+pub use wire::{HiveWorker, HiveWorkerState, SpawnAnswer, SpawnRequest};

@@ -1,0 +1,184 @@
+//! The token that the queen shows to hives and that they show to her.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Code, Error, Result};
+
+const RANDOM_BYTES: usize = 32;
+const LONGEST: usize = 1024;
+
+/// A bearer token for hives. Its debug form does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HiveToken(Arc<str>);
+
+impl HiveToken {
+    /// A configured token.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when it is empty, longer than 1024 characters or can't stand in a header.
+    pub fn new(text: &str) -> Result<Self> {
+        let fits = (1..=LONGEST).contains(&text.len());
+        if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(HiveToken(text.into()));
+        }
+        Err(Error::invalid(format!(
+            "the hive token must be 1 to {LONGEST} visible ASCII characters without blanks"
+        )))
+    }
+
+    /// A new token of 256 random bits.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the system has no randomness.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; RANDOM_BYTES];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| Error::internal(format!("no random numbers: {error}")))?;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(HiveToken(hex.into()))
+    }
+
+    /// The token kept in a file; a new random one if the file is not there yet. Blocks on the
+    /// file system.
+    ///
+    /// # Errors
+    /// `STORE_FAILED` when the file can't be read or written, may be read by others than its owner
+    /// (a mode looser than 0600), or holds no such token.
+    pub fn load_or_create(path: &Path) -> Result<Self> {
+        match create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load(path),
+            Err(error) => Err(refused(path, &format!("can't be written: {error}"))),
+            Ok(created) => created,
+        }
+    }
+
+    /// The token itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for HiveToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HiveToken(…)")
+    }
+}
+
+/// The outer error says that no file could be made, the inner one that no token could.
+fn create(path: &Path) -> io::Result<Result<HiveToken>> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let token = match HiveToken::random() {
+        Ok(token) => token,
+        Err(error) => return Ok(Err(error)),
+    };
+    let written = writeln!(file, "{}", token.expose()).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        // Half a token would lock the next start out.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    Ok(Ok(token))
+}
+
+fn load(path: &Path) -> Result<HiveToken> {
+    let unreadable = |error: io::Error| refused(path, &format!("can't be read: {error}"));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let shown = path.display();
+        return Err(refused(
+            path,
+            &format!("may be used by others (mode {mode:04o}); run: chmod 600 {shown}"),
+        ));
+    }
+    let mut text = String::new();
+    file.take(LONGEST as u64)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
+    let text = text.trim_end();
+    let is_token = text.len() == 2 * RANDOM_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_token {
+        return Err(refused(
+            path,
+            "holds no token of 64 hexadecimal digits; stop the hives that use it, then remove the \
+             file for a new one",
+        ));
+    }
+    Ok(HiveToken(text.into()))
+}
+
+fn refused(path: &Path, why: &str) -> Error {
+    let path = path.display();
+    Error::new(
+        Code::StoreFailed,
+        format!("the hive token's file {path} {why}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+
+    #[test]
+    fn a_token_is_made_once_and_only_its_owner_may_read_it() {
+        let folder = tempfile::tempdir().expect("temp dir is writable");
+        let path = folder.path().join("queen.db.hive-token");
+        let token = HiveToken::load_or_create(&path).expect("made");
+        assert_eq!(token.expose().len(), 64);
+        assert_eq!(HiveToken::load_or_create(&path).expect("read"), token);
+        let mode = path.metadata().expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(format!("{token:?}"), "HiveToken(…)");
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused_with_the_cure() {
+        let folder = tempfile::tempdir().expect("temp dir is writable");
+        let path = folder.path().join("token");
+        HiveToken::load_or_create(&path).expect("made");
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("it is ours");
+        let error = HiveToken::load_or_create(&path).expect_err("0640 is too loose");
+        assert!(
+            error.message.contains("0640") && error.message.contains("chmod 600"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_empty_or_garbled_file_is_refused_and_kept() {
+        let folder = tempfile::tempdir().expect("temp dir is writable");
+        for content in ["", "\n", "abc", &"g".repeat(64)] {
+            let path = folder.path().join("token");
+            fs::write(&path, content).expect("written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
+            let error = HiveToken::load_or_create(&path).expect_err(content);
+            assert_eq!(error.code, Code::StoreFailed);
+            assert!(
+                !content.contains("ggg") || !error.message.contains("ggg"),
+                "{error}"
+            );
+            assert_eq!(fs::read_to_string(&path).expect("still there"), content);
+        }
+        let error = HiveToken::load_or_create(Path::new("/nowhere/token")).expect_err("no folder");
+        assert!(error.message.contains("/nowhere/token"), "{error}");
+    }
+
+    #[test]
+    fn a_configured_token_must_fit_a_header() {
+        assert!(HiveToken::new("s3cret").is_ok());
+        for bad in ["", "a b", "a\nb", "ä"] {
+            assert!(HiveToken::new(bad).is_err(), "{bad:?}");
+        }
+    }
+}
