@@ -138,3 +138,59 @@ fn merge(record: &mut JobRecord, change: JobChange) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::JobState;
+    use crate::store::testing::{cancelled, claimed, finished, queued_job};
+
+    struct Nothing;
+
+    impl Call for Nothing {
+        fn apply(&mut self, _db: &Connection) -> rusqlite::Result<()> {
+            Ok(())
+        }
+        fn answer(self: Box<Self>, _committed: Result<(), Error>) {}
+    }
+
+    fn submit(waiting: &mut Waiting) -> JobId {
+        let job = queued_job();
+        let id = job.id;
+        waiting.push_change(JobChange::Submitted(Box::new(job)));
+        id
+    }
+
+    #[test]
+    fn a_short_job_is_one_write() {
+        let mut waiting = Waiting::default();
+        let jobs = [submit(&mut waiting), submit(&mut waiting)];
+        for job in jobs {
+            waiting.push_change(claimed(job, 1));
+            waiting.push_change(finished(job, 1, "an answer"));
+            waiting.push_change(cancelled(job, 1));
+        }
+        assert_eq!(waiting.ops.len(), 2);
+        for op in &waiting.ops {
+            let Op::Insert(record) = op else {
+                panic!("a job that is not in the table is inserted");
+            };
+            assert_eq!(record.state, JobState::Complete);
+        }
+        assert_eq!(waiting.text_bytes, 2 * "an answer".len());
+    }
+
+    #[test]
+    fn what_comes_after_a_call_is_not_moved_before_it() {
+        let mut waiting = Waiting::default();
+        let job = submit(&mut waiting);
+        waiting.push_call(Box::new(Nothing));
+        waiting.push_change(claimed(job, 1));
+        let kinds = waiting.ops.iter().map(|op| match op {
+            Op::Insert(_) => "insert",
+            Op::Update(_) => "update",
+            Op::Call(_) => "call",
+        });
+        assert_eq!(kinds.collect::<Vec<_>>(), ["insert", "call", "update"]);
+    }
+}

@@ -57,10 +57,15 @@ impl Writer {
 
     /// Waits until all that was put into the queue before is durable.
     pub(super) async fn flush(&self) -> Result<()> {
-        if self.handover.is_settled() {
+        if self.is_settled() {
             return Ok(());
         }
         self.call(|_| Ok(())).await
+    }
+
+    /// Whether all that was put into the queue is durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.handover.is_settled()
     }
 
     /// Has one statement run after all that was put into the queue before, and waits until it is
