@@ -1,0 +1,78 @@
+//! Reading: a pool of connections beside the writer's.
+
+use std::path::Path;
+use std::time::Duration;
+
+use deadpool_sqlite::{Config, Hook, HookError, Pool, PoolConfig, Runtime};
+use rusqlite::Connection;
+use tokio::runtime::Handle;
+
+use super::failure::{closed, failed};
+use crate::error::{Error, Result};
+
+/// Reads that run at once; more wait for a connection. A read is short, and each connection holds
+/// a thread and a page cache.
+const CONNECTIONS: usize = 4;
+
+/// A pool of connections that can't write.
+pub(super) struct Reads {
+    pool: Pool,
+    /// The pool closes connections on the runtime, wherever it is dropped.
+    runtime: Handle,
+}
+
+impl Reads {
+    /// A pool for a database that exists. Must be called on a Tokio runtime.
+    pub(super) fn new(path: &Path, busy_timeout: Duration) -> Result<Self> {
+        let mut config = Config::new(path);
+        config.pool = Some(PoolConfig::new(CONNECTIONS));
+        let Ok(builder) = config.builder(Runtime::Tokio1);
+        let prepare = Hook::async_fn(move |connection, _| {
+            Box::pin(async move {
+                let prepared = connection.interact(move |db| prepare(db, busy_timeout));
+                let prepared = prepared
+                    .await
+                    .map_err(|e| HookError::message(e.to_string()))?;
+                prepared.map_err(HookError::Backend)
+            })
+        });
+        let pool = builder.post_create(prepare).build();
+        Ok(Reads {
+            pool: pool.map_err(|error| Error::internal(format!("no pool: {error}")))?,
+            runtime: Handle::current(),
+        })
+    }
+
+    /// Runs a step on a connection of the pool.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        use deadpool_sqlite::PoolError;
+        let connection = self.pool.get().await.map_err(|error| match error {
+            PoolError::Closed => closed(),
+            PoolError::Backend(error) => failed("read", &error),
+            error => Error::new(crate::Code::StoreFailed, format!("no connection: {error}")),
+        })?;
+        let read = connection.interact(move |db| step(db)).await;
+        let read = read.map_err(|error| Error::internal(format!("a read broke off: {error}")))?;
+        read.map_err(|error| failed("read", &error))
+    }
+
+    /// Closes the connections that nobody uses and lets no one take one any more.
+    pub(super) fn close(&self) {
+        let _guard = self.runtime.enter();
+        self.pool.close();
+    }
+}
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn prepare(db: &Connection, busy_timeout: Duration) -> rusqlite::Result<()> {
+    db.busy_timeout(busy_timeout)?;
+    db.pragma_update(None, "query_only", true)
+}

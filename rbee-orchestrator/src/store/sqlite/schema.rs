@@ -1,0 +1,82 @@
+//! The tables, and how older databases become them.
+//!
+//! A migration that was released is never edited; a change of the tables is a new entry at the end.
+
+use std::sync::LazyLock;
+
+use rusqlite_migration::{M, Migrations};
+
+/// `hives` has the columns that queens always had and what they lacked. `status` is what a hive is
+/// while no queen watches it; `last_connected_unix` follows from `last_seen`.
+///
+/// `jobs` is clustered by id: ids sort by submission, so inserts go to the right edge of one
+/// B-tree and lists read it backwards. The only index covers jobs that have not ended, which
+/// are few: a short job, inserted when it has ended, never touches it.
+const HIVES_AND_JOBS: &str = "
+CREATE TABLE hives (
+    node_name TEXT PRIMARY KEY NOT NULL,
+    ssh_host TEXT,
+    ssh_port INTEGER,
+    ssh_user TEXT,
+    ssh_key_path TEXT,
+    git_repo_url TEXT,
+    git_branch TEXT,
+    install_path TEXT,
+    last_connected_unix INTEGER GENERATED ALWAYS AS (last_seen / 1000) VIRTUAL,
+    status TEXT NOT NULL DEFAULT 'offline',
+    backends TEXT NOT NULL,
+    devices TEXT NOT NULL,
+    mode TEXT NOT NULL,
+    hostname TEXT NOT NULL,
+    port INTEGER,
+    command TEXT,
+    labels TEXT NOT NULL,
+    capabilities TEXT,
+    process_port INTEGER,
+    process_pid INTEGER,
+    process_start_time INTEGER,
+    process_started_by_queen INTEGER,
+    last_seen INTEGER
+) STRICT;
+
+CREATE TABLE jobs (
+    id BLOB PRIMARY KEY NOT NULL,
+    kind INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    owner BLOB NOT NULL,
+    model TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    session TEXT,
+    worker TEXT,
+    hive TEXT,
+    why TEXT,
+    submitted_at INTEGER NOT NULL,
+    started_at INTEGER,
+    ended_at INTEGER,
+    tokens_in INTEGER,
+    tokens_out INTEGER,
+    tokens_estimated INTEGER,
+    error_code TEXT,
+    error_message TEXT,
+    correlation_id TEXT NOT NULL,
+    result TEXT
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX jobs_open ON jobs (id) WHERE state < 2;
+";
+
+/// Every step from an empty database to today's tables.
+pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> =
+    LazyLock::new(|| Migrations::new(vec![M::up(HIVES_AND_JOBS)]));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_migrations_apply() {
+        MIGRATIONS.validate().unwrap();
+    }
+}

@@ -1,0 +1,86 @@
+//! Tests of what only a store on a disk has.
+
+mod durability;
+mod failing;
+mod opening;
+mod same_as_memory;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::testing::{conformance, queued_job};
+
+#[tokio::test]
+async fn a_sqlite_store_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let count = std::cell::Cell::new(0);
+    conformance(|| async {
+        count.set(count.get() + 1);
+        let path = folder.path().join(format!("{}.db", count.get()));
+        SqliteStore::open(path).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn open_jobs_are_found_by_their_own_index() {
+    let (_folder, store) = new_store(Tuning::default()).await;
+    let queued = Some(crate::domain::JobState::Queued);
+    let filter = JobFilter {
+        state: queued,
+        ..JobFilter::default()
+    };
+    for (sql, expected) in [
+        (
+            jobs::list_sql(&filter, true),
+            "SEARCH jobs USING INDEX jobs_open",
+        ),
+        (
+            jobs::list_sql(&JobFilter::default(), true),
+            "SEARCH jobs USING PRIMARY KEY",
+        ),
+        (jobs::RECOVER.to_owned(), "SCAN jobs USING INDEX jobs_open"),
+    ] {
+        let plan = plan(&store, &sql).await;
+        assert!(plan.contains(expected), "{plan} for {sql}");
+        assert!(!plan.contains("B-TREE"), "nothing is sorted: {plan}");
+    }
+}
+
+async fn plan(store: &SqliteStore, sql: &str) -> String {
+    let explain = format!("EXPLAIN QUERY PLAN {sql}");
+    let read = move |db: &rusqlite::Connection| {
+        let mut explained = db.prepare(&explain)?;
+        let steps = explained.raw_query().mapped(|row| row.get(3));
+        steps.collect::<rusqlite::Result<Vec<String>>>()
+    };
+    store.reads.read(read).await.unwrap().join("; ")
+}
+
+/// A store in a folder of its own, which goes with the guard.
+async fn new_store(tuning: Tuning) -> (TempDir, SqliteStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_quick(&folder, tuning).await;
+    (folder, store)
+}
+
+/// Opens the folder's store with a short patience for locks.
+async fn open_quick(folder: &TempDir, tuning: Tuning) -> SqliteStore {
+    let path = folder.path().join("queen.db");
+    let busy_timeout = Duration::from_millis(10);
+    SqliteStore::open_with(path, tuning, busy_timeout)
+        .await
+        .unwrap()
+}
+
+/// Submits a job, and does not wait for it.
+fn submit(store: &SqliteStore) -> JobRecord {
+    let job = queued_job();
+    store.record(JobChange::Submitted(Box::new(job.clone())));
+    job
+}
+
+async fn all_jobs(store: &SqliteStore) -> Vec<JobRecord> {
+    let page = store.jobs(&JobFilter::default(), usize::MAX, None).await;
+    page.unwrap().jobs
+}

@@ -1,0 +1,196 @@
+//! Records and changes to try a store with.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::domain::{
+    Attempt, Capabilities, Device, Ending, HiveId, HiveMode, HiveModel, HiveProcess, HiveRecord,
+    HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, Outcome, PlacedOn, Priority,
+    SessionId, SshTarget, TenantId, UnixMillis, Usage, WorkerId,
+};
+use crate::error::{Code, Error};
+use crate::store::JobChange;
+
+const VALID: &str = "the name is well-formed";
+
+/// A job that was just submitted, with a new id.
+#[must_use]
+pub fn queued_job() -> JobRecord {
+    JobRecord {
+        id: JobId::mint(),
+        kind: JobKind::Task,
+        model: model("hf:org/model"),
+        priority: Priority::Interactive,
+        tenant: TenantId::default(),
+        session: None,
+        owner: Uuid::from_u128(1),
+        state: JobState::Queued,
+        attempt: 0,
+        placed: None,
+        submitted_at: UnixMillis(1_700_000_000_000),
+        started_at: None,
+        ended_at: None,
+        usage: None,
+        error_code: None,
+        error_message: None,
+        result: None,
+        correlation_id: "correlation-1".into(),
+    }
+}
+
+/// A job with every field set, with a new id.
+#[must_use]
+pub fn ended_job() -> JobRecord {
+    JobRecord {
+        kind: JobKind::Embedding,
+        priority: Priority::Batch,
+        tenant: TenantId::new("tenant-1").expect(VALID),
+        session: Some(SessionId::new("session-1").expect(VALID)),
+        owner: Uuid::max(),
+        state: JobState::Failed,
+        attempt: Attempt::MAX,
+        placed: Some(placed()),
+        started_at: Some(UnixMillis(1_700_000_000_001)),
+        ended_at: Some(UnixMillis(1_700_000_000_002)),
+        usage: Some(Usage {
+            tokens_in: 3,
+            tokens_out: u64::MAX,
+            estimated: true,
+        }),
+        error_code: Some("WORKER_FAILED".into()),
+        error_message: Some("it died".into()),
+        result: Some("Once upon".into()),
+        ..queued_job()
+    }
+}
+
+/// A hive with every field set.
+#[must_use]
+pub fn complete_hive(name: &str) -> HiveRecord {
+    let map = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    HiveRecord {
+        spec: HiveSpec {
+            mode: HiveMode::Network,
+            hostname: "gpu-0.example".into(),
+            port: Some(u16::MAX),
+            ssh: Some(SshTarget {
+                host: "gpu-0".into(),
+                port: Some(2222),
+                user: Some("rbee".into()),
+                key_path: Some("/home/rbee/.ssh/a key".into()),
+            }),
+            install_path: Some("/opt/rbee".into()),
+            backends: vec!["cuda".into(), "cpu".into()],
+            devices: BTreeMap::from([("cuda".to_owned(), 2), ("cpu".to_owned(), 1)]),
+            labels: map("räck", "'\"\\ 🐝"),
+            command: Some("llama".into()),
+            git_repo_url: Some("https://example.org/repo.git".into()),
+            git_branch: Some("main".into()),
+            ..HiveSpec::local(hive_id(name))
+        },
+        process: Some(HiveProcess {
+            port: 9200,
+            pid: Some(u32::MAX),
+            pid_start_time: Some(u64::MAX),
+            started_by_queen: true,
+        }),
+        capabilities: Some(capabilities()),
+        last_seen: Some(UnixMillis(1_700_000_000_123)),
+    }
+}
+
+fn capabilities() -> Capabilities {
+    Capabilities {
+        devices: vec![Device {
+            index: 1,
+            backend: "cuda".into(),
+            name: "A name".into(),
+            vram_total_bytes: u64::MAX,
+            vram_free_bytes: 1,
+        }],
+        backends: vec!["cuda".into()],
+        models: vec![HiveModel {
+            model_ref: model("file:a.gguf"),
+            aliases: vec!["a".into()],
+            size_bytes: 7,
+            vram_bytes: Some(8),
+        }],
+        disk_free_bytes: Some(9),
+    }
+}
+
+/// The dispatch of a job.
+#[must_use]
+pub fn claimed(job: JobId, attempt: Attempt) -> JobChange {
+    JobChange::Claimed {
+        job,
+        attempt,
+        placed: placed(),
+        at: UnixMillis(1_700_000_000_010 + i64::from(attempt)),
+    }
+}
+
+/// The end of a job with a whole answer.
+#[must_use]
+pub fn finished(job: JobId, attempt: Attempt, result: &str) -> JobChange {
+    let usage = Usage {
+        tokens_in: 5,
+        tokens_out: 7,
+        estimated: false,
+    };
+    finish(job, attempt, Outcome::Complete, Some(usage), Some(result))
+}
+
+/// The end of a job that somebody gave up.
+#[must_use]
+pub fn cancelled(job: JobId, attempt: Attempt) -> JobChange {
+    let error = Error::new(Code::Cancelled, "nobody waits any more");
+    finish(job, attempt, Outcome::Cancelled(error), None, None)
+}
+
+/// The end of a job with an error.
+pub(super) fn failed(job: JobId, attempt: Attempt) -> JobChange {
+    let error = Error::new(Code::WorkerFailed, "the worker died");
+    finish(job, attempt, Outcome::Failed(error), None, None)
+}
+
+fn finish(
+    job: JobId,
+    attempt: Attempt,
+    outcome: Outcome,
+    usage: Option<Usage>,
+    result: Option<&str>,
+) -> JobChange {
+    let ending = Box::new(Ending {
+        outcome,
+        usage,
+        result: result.map(str::to_owned),
+        at: UnixMillis(1_700_000_000_020),
+    });
+    JobChange::Finished {
+        job,
+        attempt,
+        ending,
+    }
+}
+
+pub(super) fn submitted(job: &JobRecord) -> JobChange {
+    JobChange::Submitted(Box::new(job.clone()))
+}
+
+pub(super) fn hive_id(name: &str) -> HiveId {
+    HiveId::new(name).expect(VALID)
+}
+
+pub(super) fn model(name: &str) -> ModelRef {
+    ModelRef::new(name).expect(VALID)
+}
+
+fn placed() -> PlacedOn {
+    PlacedOn {
+        worker: WorkerId::new("worker-1").expect(VALID),
+        hive: Some(hive_id("gpu-0")),
+        why: "it has the model and a free slot".into(),
+    }
+}
