@@ -1,31 +1,49 @@
 //! A JSON body, whatever the request says it is: `curl -d` and some clients name no type.
 
-use axum::body::Bytes;
+use axum::body::Body as RequestBody;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
+use futures_util::TryStreamExt;
 use serde::de::DeserializeOwned;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Result};
+
+const LARGEST: usize = 1 << 20;
+/// What is read of a body that is too large. A caller that is cut off while it writes would not
+/// see why.
+const READ_AND_DROPPED: usize = 32 << 20;
 
 pub(super) struct Body<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes =
-            Bytes::from_request(request, state)
-                .await
-                .map_err(|error| match error.status() {
-                    StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        "PAYLOAD_TOO_LARGE",
-                        "the body is larger than 1 MiB",
-                    ),
-                    _ => ApiError::invalid(error.body_text()),
-                })?;
+    async fn from_request(request: Request, _state: &S) -> Result<Self> {
+        let bytes = read(request.into_body()).await?;
         serde_json::from_slice(&bytes)
             .map(Body)
             .map_err(|error| ApiError::invalid(format!("the body is not as it must be: {error}")))
+    }
+}
+
+async fn read(body: RequestBody) -> Result<Vec<u8>> {
+    let mut chunks = body.into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    let broken = |error: axum::Error| ApiError::invalid(format!("the body broke off: {error}"));
+    while let Some(chunk) = chunks.try_next().await.map_err(broken)? {
+        length += chunk.len();
+        if length <= LARGEST {
+            bytes.extend_from_slice(&chunk);
+        } else if length > READ_AND_DROPPED {
+            break;
+        }
+    }
+    match length {
+        0..=LARGEST => Ok(bytes),
+        _ => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "PAYLOAD_TOO_LARGE",
+            "the body is larger than 1 MiB",
+        )),
     }
 }

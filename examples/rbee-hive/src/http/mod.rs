@@ -9,15 +9,12 @@ mod models;
 mod workers;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{get, post};
 
 use crate::error::ApiError;
 use crate::hive::Hive;
-
-const LARGEST_BODY: usize = 1 << 20;
 
 pub(crate) fn router(hive: Hive) -> Router {
     let behind_gate = Router::new()
@@ -54,6 +51,5 @@ pub(crate) fn router(hive: Hive) -> Router {
             )
         })
         .layer(middleware::from_fn(correlation::correlate))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .with_state(hive)
 }

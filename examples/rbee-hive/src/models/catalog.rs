@@ -117,7 +117,9 @@ impl Catalog {
             let is_named = |model: &&Model| model.aliases.iter().any(|alias| alias == model_ref);
             models.iter().find(is_named)
         };
-        found.cloned().ok_or_else(|| not_found(model_ref, &models))
+        found
+            .cloned()
+            .ok_or_else(|| self.not_found(model_ref, &models))
     }
 
     fn by_path<'m>(&self, models: &'m [Model], path: &str) -> Result<Option<&'m Model>> {
@@ -138,6 +140,20 @@ impl Catalog {
             )));
         }
         Ok(found)
+    }
+
+    fn not_found(&self, model_ref: &str, models: &[Model]) -> ApiError {
+        let names: Vec<&str> = models
+            .iter()
+            .take(NAMED)
+            .map(|model| model.model_ref.as_str())
+            .collect();
+        let has = match names.len() {
+            0 => format!("put its file into {}", self.folder.display()),
+            n if n < models.len() => format!("it has {} and more", names.join(", ")),
+            _ => format!("it has {}", names.join(", ")),
+        };
+        ApiError::model_not_found(format!("model {model_ref:?} is not on this hive; {has}"))
     }
 
     fn is_model(&self, path: &Path) -> bool {
@@ -276,20 +292,6 @@ fn by_repository<'m>(models: &'m [Model], reference: &str) -> Option<&'m Model> 
 fn repository(model_ref: &str) -> Option<&str> {
     let (repository, _file) = model_ref.strip_prefix("hf:")?.rsplit_once('/')?;
     Some(repository)
-}
-
-fn not_found(model_ref: &str, models: &[Model]) -> ApiError {
-    let names: Vec<&str> = models
-        .iter()
-        .take(NAMED)
-        .map(|model| model.model_ref.as_str())
-        .collect();
-    let has = match names.len() {
-        0 => "its models folder is empty".to_owned(),
-        n if n < models.len() => format!("it has {} and more", names.join(", ")),
-        _ => format!("it has {}", names.join(", ")),
-    };
-    ApiError::model_not_found(format!("model {model_ref:?} is not on this hive; {has}"))
 }
 
 /// Refuses names that no model may have.

@@ -72,17 +72,20 @@ pub(crate) async fn spawn(hive: &Hive, request: SpawnRequest) -> Result<Arc<Work
     };
     let plan = plan(hive, &launch, &model, model_ref, device, slots);
     let worker = Worker::new(id, plan, port, slots);
-    let span = tracing::info_span!("worker", id = worker.id);
-    span.in_scope(|| start(hive, &worker, launch, device))?;
+    start(hive, &worker, launch, device)?;
     Ok(worker)
 }
 
 fn start(hive: &Hive, worker: &Arc<Worker>, launch: Launch, device: &Device) -> Result<()> {
+    // A hive that shuts down from here on waits for this worker too.
+    let _unfinished = hive.tasks.token();
     hive.registry.admit(worker, device)?;
     match launch.start(hive, worker, worker.now().port) {
         Ok(process) => {
             let life = supervise::load_and_serve(hive.clone(), worker.clone(), launch, process);
-            hive.tasks.spawn(life.in_current_span());
+            // It lives longer than the call that it came from.
+            let span = tracing::info_span!(parent: None, "worker", id = worker.id);
+            hive.tasks.spawn(life.instrument(span));
             Ok(())
         }
         Err(error) => {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{EngineProcess, Launch, save};
-use super::{Worker, probe};
+use super::{State, Worker, probe};
 use crate::callback;
 use crate::hive::Hive;
 use crate::logs;
@@ -113,10 +113,16 @@ async fn become_ready(hive: &Hive, worker: &Worker) {
     let now = worker.now();
     let slots = probe::total_slots(hive, &worker.plan, now.port).await;
     worker.set_ready(slots.unwrap_or(now.slots_total));
-    save(hive, worker);
-    let slots = worker.now().slots_total;
-    tracing::info!(slots, model = worker.plan.model_ref, "worker ready");
-    callback::ready(hive, worker);
+    let now = worker.now();
+    if now.state == State::Ready {
+        save(hive, worker);
+        tracing::info!(
+            slots = now.slots_total,
+            model = worker.plan.model_ref,
+            "worker ready"
+        );
+        callback::ready(hive, worker);
+    }
 }
 
 async fn serve(hive: &Hive, worker: &Arc<Worker>, mut process: EngineProcess, log: LogFollower) {

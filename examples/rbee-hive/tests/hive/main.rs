@@ -1,0 +1,11 @@
+//! The hive as a queen and a person at a terminal see it: real processes, real ports.
+//!
+//! Engines are a stub (`stub_engine.py`), which proves that engines are a matter of
+//! configuration, and once the real llama-server.
+
+mod life;
+mod llama;
+mod logs;
+mod refusals;
+mod support;
+mod survival;
