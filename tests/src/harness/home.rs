@@ -73,6 +73,14 @@ impl Home {
         fs::write(self.models().join(file), behaviour).expect("the folder is ours");
     }
 
+    /// Lets the hive run with its defaults: no stub engines.
+    ///
+    /// # Panics
+    /// When its configuration cannot be written.
+    pub fn without_hive_config(&self) {
+        fs::write(self.hive_config(), "").expect("the folder is ours");
+    }
+
     /// A queen to be started here.
     #[must_use]
     pub fn queen(&self) -> Launch<'_> {
