@@ -7,6 +7,9 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod hives;
+#[cfg(feature = "http")]
+pub mod http;
+mod orchestrator;
 mod relay;
 mod router;
 pub mod scheduler;
@@ -15,3 +18,7 @@ pub mod transport;
 
 pub use config::Config;
 pub use error::{Code, Error, Result};
+pub use orchestrator::{
+    Builder, ModelInfo, OpenAiRequest, Orchestrator, RawHead, RawReply, TaskStream,
+    TransportFactory,
+};

@@ -50,6 +50,19 @@ pub struct Report {
     pub suspect: bool,
 }
 
+impl Report {
+    /// A report of nothing but an outcome.
+    #[must_use]
+    pub fn of(outcome: Outcome) -> Self {
+        Report {
+            outcome,
+            usage: None,
+            result: None,
+            suspect: false,
+        }
+    }
+}
+
 /// A worker as its hive sees it.
 #[derive(Debug, Clone)]
 pub struct SeenWorker {
@@ -128,6 +141,8 @@ pub enum Event {
         hive: HiveId,
         /// Why.
         error: Error,
+        /// Whether its process is known to have ended, so that there is nothing to wait for.
+        gone: bool,
     },
     /// A hive answered to a spawn.
     SpawnAnswered {
@@ -182,8 +197,6 @@ pub enum Action {
         job: JobId,
         /// Which dispatch this is.
         attempt: Attempt,
-        /// The resolved model.
-        model: ModelRef,
         /// The worker, whose slot is now taken.
         worker: Arc<WorkerSpec>,
         /// The same for the record, with the reason.
@@ -227,6 +240,11 @@ pub enum Action {
         hive: HiveId,
         /// The worker.
         worker: WorkerId,
+    },
+    /// Check a hive now; answered by [`Event::HiveReport`] or [`Event::HiveMissed`].
+    CheckHive {
+        /// The hive.
+        hive: HiveId,
     },
     /// Ask a worker whether it answers; answered by [`Event::WorkerChecked`].
     CheckWorker {

@@ -145,6 +145,7 @@ impl Brain {
         now: Now,
         id: &HiveId,
         error: Error,
+        gone: bool,
         out: &mut Vec<Action>,
     ) {
         let offline_after = self.config.hives.offline_after;
@@ -153,7 +154,8 @@ impl Brain {
         };
         hive.misses = hive.misses.saturating_add(1);
         hive.last_error = Some(error);
-        if hive.misses < offline_after || hive.status == HiveStatus::Offline {
+        let lost = gone || hive.misses >= offline_after;
+        if !lost || hive.status == HiveStatus::Offline {
             return;
         }
         hive.status = HiveStatus::Offline;

@@ -361,6 +361,7 @@ impl Brain {
         }
         let spec = worker.spec.clone();
         let placed = PlacedOn {
+            model: model.clone(),
             worker: spec.id.clone(),
             hive: spec.hive.clone(),
             why,
@@ -368,7 +369,6 @@ impl Brain {
         out.push(Action::Dispatch {
             job: id,
             attempt: job.attempt,
-            model: model.clone(),
             worker: spec,
             placed,
             at: now.wall,

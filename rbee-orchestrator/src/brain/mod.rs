@@ -23,7 +23,7 @@ pub use event::{
 use event::{Due, Job};
 use names::Names;
 use queue::Queue;
-pub use workers::{OrderAnswer, is_loopback};
+pub use workers::{OrderAnswer, host_and_port, is_loopback};
 
 /// The state machine. See the module's documentation.
 pub struct Brain {
@@ -105,7 +105,9 @@ impl Brain {
             } => {
                 self.hive_report(now, &hive, capabilities, workers, out);
             }
-            Event::HiveMissed { hive, error } => self.hive_missed(now, &hive, error, out),
+            Event::HiveMissed { hive, error, gone } => {
+                self.hive_missed(now, &hive, error, gone, out)
+            }
             Event::SpawnAnswered { worker, result } => {
                 self.spawn_answered(now, &worker, result, out);
             }
@@ -164,6 +166,12 @@ impl Brain {
         for key in self.queue.keys(|_, _| true) {
             self.end_group(now, &key, &jobs::shutting_down(), out);
         }
+    }
+
+    /// Whether [`Brain::drain`] was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
     }
 
     /// Carries out what has fallen due.

@@ -506,6 +506,8 @@ impl Brain {
         worker.leases = worker.leases.saturating_sub(1);
         if suspect {
             worker.ready = false;
+            let hive = worker.spec.hive.clone();
+            out.extend(hive.map(|hive| Action::CheckHive { hive }));
             out.push(Action::CheckWorker {
                 worker: worker.spec.clone(),
             });
@@ -661,6 +663,15 @@ impl Brain {
         self.workers.iter().filter(own).map(|worker| &worker.spec)
     }
 
+    /// The model that a name means now.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a name that no model may have.
+    pub fn resolve(&self, name: &str) -> Result<ModelRef> {
+        let (Meaning::Certain(model) | Meaning::Fallback(model)) = self.names.resolve(name)?;
+        Ok(model)
+    }
+
     /// Aliases of a model, sorted.
     #[must_use]
     pub fn aliases(&self, model: &ModelRef) -> Vec<String> {
@@ -691,6 +702,16 @@ fn spec_of(call: &WorkerCallback) -> WorkerSpec {
         slots_total: call.slots_total.unwrap_or(1).max(1),
         vram_bytes: call.vram_bytes.unwrap_or(0),
     }
+}
+
+/// Host and port of a base URL, `http://host:port`; `None` if it is not one.
+#[must_use]
+pub fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let url = url::Url::parse(url)
+        .ok()
+        .filter(|url| url.scheme() == "http")?;
+    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+    Some((host, url.port_or_known_default()?))
 }
 
 /// Whether a host means the machine that says it.

@@ -53,6 +53,8 @@ pub struct PlacedOn {
     pub worker: WorkerId,
     /// Its hive, unless none owns it.
     pub hive: Option<HiveId>,
+    /// The model that it serves: what the job's name for a model turned out to mean.
+    pub model: ModelRef,
     /// The scheduler's reason, in words.
     pub why: String,
 }
@@ -171,7 +173,7 @@ pub struct JobRecord {
     pub id: JobId,
     /// Which endpoint it came through.
     pub kind: JobKind,
-    /// The resolved model.
+    /// The resolved model; until the first dispatch, what its name most likely means.
     pub model: ModelRef,
     /// Queue class.
     pub priority: Priority,
@@ -213,6 +215,7 @@ impl JobRecord {
         if wins {
             self.state = JobState::Running;
             self.attempt = attempt;
+            self.model = placed.model.clone();
             self.placed = Some(placed);
             self.started_at = Some(at);
         }

@@ -127,10 +127,7 @@ impl HiveWorker {
     /// # Errors
     /// `UPSTREAM_INVALID` when its URL names no host and port.
     pub fn spec(&self, hive: &HiveId) -> Result<WorkerSpec> {
-        let address = url::Url::parse(&self.url).ok().and_then(|url| {
-            let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
-            Some((host, url.port_or_known_default()?))
-        });
+        let address = crate::brain::host_and_port(&self.url);
         let Some((host, port)) = address else {
             return Err(Error::new(
                 Code::UpstreamInvalid,

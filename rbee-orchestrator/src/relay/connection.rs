@@ -23,7 +23,7 @@ type Io = TokioIo<Box<dyn HiveStream>>;
 #[derive(Debug)]
 pub(crate) enum SendError {
     /// It was not sent: the connection had been closed.
-    Unsent(Box<Request<Full<Bytes>>>),
+    Unsent,
     /// It was sent and the connection closed before the answer began.
     NoAnswer(String),
     /// What came is not HTTP.
@@ -88,7 +88,7 @@ impl Connection {
         })
         .await;
         answered.map_err(|mut error| match error.take_message() {
-            Some(request) => SendError::Unsent(Box::new(request)),
+            Some(_) => SendError::Unsent,
             None => {
                 let error = error.into_error();
                 match error.is_parse() {

@@ -137,6 +137,25 @@ impl Pool {
             .map_err(|error| failed(error.to_string()))
     }
 
+    /// Asks a worker for its health, on a connection of its own.
+    pub(crate) async fn is_healthy(&self, worker: &Arc<WorkerSpec>, time_out: Duration) -> bool {
+        let check = async {
+            let mut connection = self.fresh(worker).await.ok()?;
+            let request = Request::get("/health")
+                .header(
+                    hyper::header::HOST,
+                    format!("{}:{}", worker.host, worker.port),
+                )
+                .body(Full::default())
+                .ok()?;
+            let answer = connection.send(request).await.ok()?;
+            answer.status().is_success().then_some(())
+        };
+        tokio::time::timeout(time_out, check)
+            .await
+            .is_ok_and(|healthy| healthy.is_some())
+    }
+
     /// Sends a request to a worker and waits for the head of the answer.
     ///
     /// When a kept connection turns out to be closed without a byte of an answer, the request goes
@@ -157,7 +176,7 @@ impl Pool {
                         connection,
                     });
                 }
-                Err(SendError::Unsent(_) | SendError::NoAnswer(_)) => break,
+                Err(SendError::Unsent | SendError::NoAnswer(_)) => break,
                 Err(SendError::Invalid(why)) => return Err(invalid(worker, &why)),
             }
         }
@@ -168,7 +187,7 @@ impl Pool {
                 connection,
             }),
             Err(SendError::Invalid(why)) => Err(invalid(worker, &why)),
-            Err(SendError::Unsent(_)) => Err(closed(worker, "the connection was closed")),
+            Err(SendError::Unsent) => Err(closed(worker, "the connection was closed")),
             Err(SendError::NoAnswer(why)) => Err(closed(worker, &why)),
         }
     }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::openai::WireUsage;
+use super::openai::{RequestBody, WireUsage};
 use super::{rbee, sse};
 use crate::domain::{
     JobId, Sampling, StopReason, TaskInput, TaskRequest, UnixMillis, Usage, WorkerProtocol,
@@ -119,6 +119,49 @@ pub(crate) fn worker_error(error: &Value) -> Error {
         .or_else(|| error.as_str());
     let said = message.map_or_else(|| error.to_string(), str::to_owned);
     Error::new(Code::WorkerFailed, format!("the worker reported: {said}"))
+}
+
+/// A completion request as a task, for models that only `rbee` workers serve; `None` when it asks
+/// for what they can't do (several prompts, tokens as a prompt).
+pub(crate) fn completion_as_task(body: &RequestBody) -> Option<TaskRequest> {
+    #[derive(Deserialize)]
+    struct Completion {
+        prompt: String,
+        max_tokens: Option<u32>,
+        temperature: Option<f64>,
+        top_p: Option<f64>,
+        top_k: Option<u32>,
+        seed: Option<u64>,
+        stop: Option<OneOrMany>,
+    }
+    let asked: Completion = serde_json::from_slice(body.bytes()).ok()?;
+    let mut task = TaskRequest::prompt(&body.model, asked.prompt);
+    task.sampling = Sampling {
+        max_tokens: asked.max_tokens,
+        temperature: asked.temperature,
+        top_p: asked.top_p,
+        top_k: asked.top_k,
+        seed: asked.seed,
+        stop: asked.stop.map(Vec::from).unwrap_or_default(),
+    };
+    task.check().ok()
+}
+
+/// `stop`, which may be a text or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Vec<String> {
+    fn from(stop: OneOrMany) -> Self {
+        match stop {
+            OneOrMany::One(text) => vec![text],
+            OneOrMany::Many(texts) => texts,
+        }
+    }
 }
 
 /// Path and body of a task for an OpenAI worker.

@@ -404,7 +404,7 @@ async fn refused(
 }
 
 /// A worker's status and body as an error of ours.
-fn refusal(status: StatusCode, body: &[u8]) -> Error {
+pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> Error {
     let said = match serde_json::from_slice::<Value>(body) {
         Ok(value) => worker_error(value.get("error").unwrap_or(&value)).message,
         Err(_) => {

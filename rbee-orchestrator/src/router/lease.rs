@@ -45,15 +45,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let report = self.report.take().unwrap_or_else(|| {
-            let outcome = Outcome::Cancelled(client_gone());
-            Box::new(Report {
-                outcome,
-                usage: None,
-                result: None,
-                suspect: false,
-            })
-        });
+        let gone = || Box::new(Report::of(Outcome::Cancelled(client_gone())));
+        let report = self.report.take().unwrap_or_else(gone);
         // Nobody listens any more only when the orchestrator is gone, and its registry with it.
         let _ = self.events.send(Event::AttemptEnded {
             job: self.job,

@@ -23,7 +23,7 @@ use crate::domain::{Attempt, JobId, ModelRef, Narration, Outcome, TaskEvent, Uni
 use crate::error::{Code, Error};
 use crate::relay::pool::Pool;
 
-pub(crate) use attempt::{Call, Payload, Whole};
+pub(crate) use attempt::{Call, Payload, Whole, refusal};
 use attempt::{Opened, open};
 pub(crate) use lease::Lease;
 use stream::Streaming;
@@ -88,6 +88,8 @@ struct State {
     waker: Option<Waker>,
     awaiting: Awaiting,
     since: Instant,
+    /// Whether the job's ending has been recorded.
+    settled: bool,
 }
 
 /// Notices that wait for a client that does not read; the oldest goes first.
@@ -119,6 +121,7 @@ impl Flow {
                 waker: None,
                 awaiting: Awaiting::Client,
                 since: Instant::now(),
+                settled: false,
             }),
         }
     }
@@ -160,6 +163,23 @@ impl Flow {
         state.give_back(outcome);
         state.error = outcome.error().cloned();
         state.wake();
+    }
+
+    /// The job's ending has been recorded.
+    pub(crate) fn settle(&self) {
+        let mut state = self.lock();
+        state.settled = true;
+        state.wake();
+    }
+
+    /// Waits until the ending has been recorded, so that whoever asks next reads it.
+    pub(crate) fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.settled {
+            return Poll::Ready(());
+        }
+        state.sleep(cx);
+        Poll::Pending
     }
 
     /// Nobody polls any more. Says whether the job had not ended.
@@ -210,10 +230,7 @@ impl Flow {
         };
         state.since = Instant::now();
         if step.is_pending() {
-            match &mut state.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
-            }
+            state.sleep(cx);
         }
         step
     }
@@ -226,25 +243,23 @@ impl State {
         }
     }
 
+    fn sleep(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
+
     /// Drops what the stage holds; a lease goes back with a report of this outcome.
     fn give_back(&mut self, outcome: &Outcome) {
-        let report = |usage| Report {
-            outcome: outcome.clone(),
-            usage,
-            result: None,
-            suspect: false,
-        };
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Waiting | Stage::Over => {}
-            Stage::Assigned(assignment) => assignment.lease.end(report(None)),
+            Stage::Assigned(assignment) => assignment.lease.end(Report::of(outcome.clone())),
             Stage::Opening { lease, opening } => {
                 drop(opening);
-                lease.end(report(None));
+                lease.end(Report::of(outcome.clone()));
             }
-            Stage::Streaming(stream) => {
-                let usage = stream.usage();
-                stream.into_lease().end(report(Some(usage)));
-            }
+            Stage::Streaming(stream) => stream.give_back(outcome),
         }
     }
 

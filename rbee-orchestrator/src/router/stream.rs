@@ -54,6 +54,8 @@ pub(super) struct Streaming {
     stop: Option<(StopReason, Option<String>)>,
     /// How the job ends once `ready` is empty.
     outcome: Option<Outcome>,
+    /// Whether the worker fell silent, so that it needs a check before it gets more.
+    suspect: bool,
 }
 
 struct Source {
@@ -92,6 +94,7 @@ impl Streaming {
             first_token: None,
             stop: None,
             outcome: None,
+            suspect: false,
         }
     }
 
@@ -100,12 +103,20 @@ impl Streaming {
         self.tokens > 0
     }
 
+    /// Gives the slot back. What the worker had already brought to an end ends so, whoever asks
+    /// for another outcome: a client may leave as soon as it has the last byte.
+    pub(super) fn give_back(mut self, otherwise: &Outcome) {
+        let outcome = self.outcome.take().unwrap_or_else(|| otherwise.clone());
+        let report = self.report(outcome);
+        self.lease.end(report);
+    }
+
     pub(super) fn into_lease(self) -> Lease {
         self.lease
     }
 
     /// What was used so far: the worker's own counts, or the tokens that were relayed.
-    pub(super) fn usage(&self) -> Usage {
+    fn usage(&self) -> Usage {
         self.usage.unwrap_or(Usage {
             tokens_in: 0,
             tokens_out: self.tokens,
@@ -129,7 +140,7 @@ impl Streaming {
             match source.connection.poll_data(&mut source.body, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => self.upstream_ended(),
-                Poll::Ready(Some(Err(error))) => self.fail(broke_off(&error.to_string())),
+                Poll::Ready(Some(Err(error))) => self.lost(&error.to_string()),
                 Poll::Ready(Some(Ok(data))) => self.take_in(data),
             }
         }
@@ -154,11 +165,17 @@ impl Streaming {
         self.outcome = Some(Outcome::Failed(error));
     }
 
+    fn lost(&mut self, why: &str) {
+        self.suspect = true;
+        let message = format!("the worker broke off its answer: {why}");
+        self.fail(Error::new(Code::WorkerFailed, message));
+    }
+
     fn upstream_ended(&mut self) {
         if self.splitter.has_part() {
-            self.fail(broke_off("it stopped inside an event"));
+            self.lost("it stopped inside an event");
         } else if matches!(self.form, Form::Raw { .. }) || self.stop.is_none() {
-            self.fail(broke_off("it stopped before its end"));
+            self.lost("it stopped before its end");
         } else {
             self.complete();
         }
@@ -233,7 +250,7 @@ impl Streaming {
                 Piece::Usage(usage) => self.usage = Some(usage),
                 Piece::Failed(error) => return self.fail(error),
                 Piece::Done if self.stop.is_some() => return self.complete(),
-                Piece::Done => return self.fail(broke_off("it stopped before its end")),
+                Piece::Done => return self.lost("it stopped before its end"),
             }
         }
     }
@@ -304,14 +321,11 @@ impl Streaming {
     fn report(&mut self, outcome: Outcome) -> Report {
         let complete = matches!(outcome, Outcome::Complete);
         let keeps_text = complete && matches!(self.form, Form::Task);
-        let suspect = outcome
-            .error()
-            .is_some_and(|error| error.code == Code::WorkerFailed);
         Report {
             outcome,
             usage: Some(self.usage()),
             result: keeps_text.then(|| std::mem::take(&mut self.text)),
-            suspect,
+            suspect: self.suspect,
         }
     }
 
@@ -331,11 +345,4 @@ impl Streaming {
             pool.put(&self.lease.worker, source.connection);
         }
     }
-}
-
-fn broke_off(why: &str) -> Error {
-    Error::new(
-        Code::WorkerFailed,
-        format!("the worker broke off its answer: {why}"),
-    )
 }

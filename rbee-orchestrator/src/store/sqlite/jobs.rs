@@ -59,7 +59,7 @@ pub(super) fn report_twin(job: JobId) {
 /// Applies a change if it wins; the same rules as [`JobRecord::claim`] and [`JobRecord::finish`].
 pub(super) fn update(db: &Connection, change: &JobChange) -> rusqlite::Result<()> {
     const CLAIM: &str = "UPDATE jobs SET state = 1, attempt = ?2, worker = ?3, hive = ?4, \
-         why = ?5, started_at = ?6 WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1";
+         why = ?5, started_at = ?6, model = ?7 WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1";
     match change {
         JobChange::Submitted(record) => insert(db, record),
         JobChange::Claimed {
@@ -75,6 +75,7 @@ pub(super) fn update(db: &Connection, change: &JobChange) -> rusqlite::Result<()
                 placed.hive.as_ref().map(|hive| hive.as_str()),
                 placed.why,
                 at.0,
+                placed.model.as_str(),
             ])?;
             Ok(())
         }
@@ -207,6 +208,7 @@ fn read_placed(row: &Row<'_>) -> rusqlite::Result<Option<PlacedOn>> {
     Ok(Some(PlacedOn {
         worker,
         hive: checked_option(row, 10)?,
+        model: checked(row, 6)?,
         why: row.get(11)?,
     }))
 }

@@ -191,6 +191,7 @@ fn placed() -> PlacedOn {
     PlacedOn {
         worker: WorkerId::new("worker-1").expect(VALID),
         hive: Some(hive_id("gpu-0")),
+        model: model("hf:org/model"),
         why: "it has the model and a free slot".into(),
     }
 }

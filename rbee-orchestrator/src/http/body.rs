@@ -1,0 +1,221 @@
+//! Bodies of answers: bytes, a relayed stream, or a task's events.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::answer::error_object;
+use super::events;
+use crate::error::Error;
+use crate::orchestrator::{RawReply, TaskStream};
+use crate::relay::sse;
+
+/// The body of an answer. Dropping it cancels the job that it comes from.
+#[derive(Debug)]
+pub struct Body(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Full(Option<Bytes>),
+    Raw(Box<RawBody>),
+    Task(Box<TaskBody>),
+}
+
+impl Body {
+    pub(super) fn full(bytes: Bytes) -> Self {
+        Body(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
+    }
+
+    pub(super) fn raw(reply: RawReply, keep_alive: Duration, correlation_id: &str) -> Self {
+        Body(Kind::Raw(Box::new(RawBody {
+            reply,
+            heart: Heart::new(keep_alive),
+            correlation_id: correlation_id.to_owned(),
+            phase: Phase::Waiting,
+        })))
+    }
+
+    pub(super) fn task(stream: TaskStream, keep_alive: Duration) -> Self {
+        Body(Kind::Task(Box::new(TaskBody {
+            stream,
+            heart: Heart::new(keep_alive),
+            phase: Phase::Waiting,
+            flushed: true,
+        })))
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = match &mut self.0 {
+            Kind::Full(bytes) => Poll::Ready(bytes.take()),
+            Kind::Raw(raw) => raw.poll_next(cx),
+            Kind::Task(task) => task.poll_next(cx),
+        };
+        next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.0, Kind::Full(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing of the answer has come yet; comments keep the connection alive.
+    Waiting,
+    /// The answer flows.
+    Flowing,
+    /// The last event has come; only the mark of the end is left.
+    Closing,
+    /// Everything was said.
+    Over,
+}
+
+/// Beats while nothing else goes over the wire.
+#[derive(Debug)]
+struct Heart {
+    interval: Duration,
+    beat: Option<Pin<Box<Sleep>>>,
+}
+
+impl Heart {
+    fn new(interval: Duration) -> Self {
+        Heart {
+            interval,
+            beat: None,
+        }
+    }
+
+    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let interval = self.interval;
+        let beat = self
+            .beat
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(interval)));
+        std::task::ready!(beat.as_mut().poll(cx));
+        beat.as_mut().reset(Instant::now() + interval);
+        Poll::Ready(Bytes::from_static(sse::KEEP_ALIVE))
+    }
+
+    fn stop(&mut self) {
+        self.beat = None;
+    }
+}
+
+/// A worker's own events, with what the queen has to say when there are none.
+#[derive(Debug)]
+struct RawBody {
+    reply: RawReply,
+    heart: Heart,
+    correlation_id: String,
+    phase: Phase,
+}
+
+impl RawBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match self.phase {
+            Phase::Over => return Poll::Ready(None),
+            Phase::Closing => {
+                self.phase = Phase::Over;
+                return Poll::Ready(Some(Bytes::from_static(sse::DONE)));
+            }
+            Phase::Waiting | Phase::Flowing => {}
+        }
+        match self.reply.poll_data(cx) {
+            Poll::Ready(Some(Ok(data))) => {
+                if self.phase == Phase::Waiting {
+                    self.phase = Phase::Flowing;
+                    self.heart.stop();
+                }
+                Poll::Ready(Some(data))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.phase = Phase::Closing;
+                Poll::Ready(Some(self.error_event(&error)))
+            }
+            Poll::Ready(None) => {
+                self.phase = Phase::Over;
+                Poll::Ready(None)
+            }
+            Poll::Pending if self.phase == Phase::Waiting => self.heart.poll_beat(cx).map(Some),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn error_event(&self, error: &Error) -> Bytes {
+        let object = error_object(error, true, &self.correlation_id);
+        sse::encode(serde_json::json!({"error": object}).to_string().as_bytes())
+    }
+}
+
+/// A task's events.
+#[derive(Debug)]
+struct TaskBody {
+    stream: TaskStream,
+    heart: Heart,
+    phase: Phase,
+    /// Whether what was given out last has been written: each event is one write.
+    flushed: bool,
+}
+
+impl TaskBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if !std::mem::replace(&mut self.flushed, true) {
+            // Pending once: the server writes out what it has.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let next = self.poll_event(cx);
+        self.flushed = next.is_pending();
+        next
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match self.phase {
+            Phase::Over => return Poll::Ready(None),
+            Phase::Closing => {
+                // After the last byte the task's record tells the ending.
+                std::task::ready!(self.stream.poll_settled(cx));
+                self.phase = Phase::Over;
+                return Poll::Ready(Some(Bytes::from_static(sse::DONE)));
+            }
+            Phase::Waiting | Phase::Flowing => {}
+        }
+        let job = self.stream.job();
+        match futures_core::Stream::poll_next(Pin::new(&mut self.stream), cx) {
+            Poll::Ready(Some(event)) => {
+                if event.is_terminal() {
+                    self.phase = Phase::Closing;
+                } else if matches!(event, crate::domain::TaskEvent::Token { .. }) {
+                    self.phase = Phase::Flowing;
+                    self.heart.stop();
+                }
+                Poll::Ready(Some(events::encode(job, &event)))
+            }
+            Poll::Ready(None) => {
+                self.phase = Phase::Over;
+                Poll::Ready(None)
+            }
+            Poll::Pending if self.phase == Phase::Waiting => self.heart.poll_beat(cx).map(Some),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}

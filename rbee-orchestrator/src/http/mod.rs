@@ -1,0 +1,173 @@
+//! The HTTP API as a service over an [`Orchestrator`]. It opens no socket: the daemon mounts it,
+//! and so can a server of your own.
+//!
+//! ```no_run
+//! use rbee_orchestrator::Orchestrator;
+//! use rbee_orchestrator::http::{Access, HttpApi};
+//!
+//! # async fn mount(request: http::Request<http_body_util::Full<bytes::Bytes>>)
+//! # -> rbee_orchestrator::Result<()> {
+//! let orchestrator = Orchestrator::builder().start().await?;
+//! let api = HttpApi::new(orchestrator, Access::loopback());
+//! let response = api.call(request).await;
+//! assert_eq!(response.status(), 200);
+//! # Ok(())
+//! # }
+//! ```
+
+mod access;
+mod answer;
+mod body;
+mod events;
+mod fleet;
+mod hives;
+mod openai;
+mod options;
+mod read;
+mod routes;
+mod tasks;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body::Body as HttpBody;
+use uuid::Uuid;
+
+use crate::Orchestrator;
+use crate::error::{Code, Error, Result};
+
+pub use access::Access;
+pub use body::Body;
+use routes::{Found, Route, Routes};
+
+/// The API. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HttpApi {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    orchestrator: Orchestrator,
+    access: Access,
+    routes: Routes,
+}
+
+/// What every endpoint gets.
+struct Context<'a> {
+    orchestrator: &'a Orchestrator,
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+    /// The path's `{id}`.
+    id: &'a str,
+    correlation_id: &'a str,
+    /// Whether the caller showed the token that hives show.
+    is_hive: bool,
+}
+
+impl HttpApi {
+    /// An API over an orchestrator.
+    #[must_use]
+    pub fn new(orchestrator: Orchestrator, access: Access) -> Self {
+        let inner = Inner {
+            orchestrator,
+            access,
+            routes: Routes::new(),
+        };
+        HttpApi {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// The orchestrator behind it.
+    #[must_use]
+    pub fn orchestrator(&self) -> &Orchestrator {
+        &self.inner.orchestrator
+    }
+
+    /// Answers a request. Errors are answers too. Dropping the future, or the response's body,
+    /// cancels the request's job.
+    pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
+        let started = Instant::now();
+        let (head, body) = request.into_parts();
+        let (method, path) = (&head.method, head.uri.path());
+        let correlation_id = correlation_id(&head.headers);
+        let (id, found) = self.inner.routes.find(method, path);
+        let mut response = match self.admit(&head, &found) {
+            Err(error) => answer::error(&error, found.is_openai(), &correlation_id),
+            Ok((route, is_hive)) => {
+                let context = Context {
+                    orchestrator: &self.inner.orchestrator,
+                    headers: &head.headers,
+                    query: head.uri.query(),
+                    id,
+                    correlation_id: &correlation_id,
+                    is_hive,
+                };
+                route.answer(&context, body).await
+            }
+        };
+        if let Ok(value) = HeaderValue::try_from(&correlation_id) {
+            response.headers_mut().insert("x-correlation-id", value);
+        }
+        tracing::debug!(
+            %correlation_id, %method, path, status = response.status().as_u16(),
+            elapsed_us = started.elapsed().as_micros(), "answered"
+        );
+        response
+    }
+
+    /// Which route it is, if the caller may use it.
+    fn admit(&self, head: &http::request::Parts, found: &Found) -> Result<(Route, bool)> {
+        let access = &self.inner.access;
+        let orchestrator = &self.inner.orchestrator;
+        if let Found::Route(Route::Health) = found {
+            return Ok((Route::Health, false));
+        }
+        let is_hive = access.check(head, found.is_callback(), orchestrator)?;
+        match found {
+            Found::Route(route) => Ok((*route, is_hive)),
+            Found::OtherMethods(allowed) => Err(Error::new(
+                Code::MethodNotAllowed,
+                format!(
+                    "{} is not a method of {}; use {allowed}",
+                    head.method,
+                    head.uri.path()
+                ),
+            )
+            .detail("allow", allowed.as_str())),
+            Found::Nothing => Err(Error::new(
+                Code::NotFound,
+                format!(
+                    "there is no {} here; docs/http-api.md lists what there is",
+                    head.uri.path()
+                ),
+            )),
+        }
+    }
+}
+
+/// The caller's correlation id if it is well formed, else a new one.
+fn correlation_id(headers: &HeaderMap) -> String {
+    let given = headers
+        .get("x-correlation-id")
+        .or_else(|| headers.get("x-request-id"));
+    let is_good = |text: &&str| {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+    };
+    match given.and_then(|value| value.to_str().ok()).filter(is_good) {
+        Some(id) => id.to_owned(),
+        None => Uuid::new_v4().simple().to_string(),
+    }
+}
+
+/// The methods that routes are found by.
+const METHODS: [Method; 3] = [Method::GET, Method::POST, Method::DELETE];

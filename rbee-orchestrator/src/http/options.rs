@@ -1,0 +1,78 @@
+//! What headers say about a request.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use super::Context;
+use crate::domain::{Priority, RequestOptions, SessionId, TenantId, UnixMillis};
+use crate::error::{Code, Error, Result};
+
+fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>> {
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let value = value
+        .to_str()
+        .map_err(|_| Error::invalid(format!("{name} must be ASCII")))?;
+    Ok(Some(value.trim()).filter(|value| !value.is_empty()))
+}
+
+/// Options of any request, from its headers.
+///
+/// # Errors
+/// `INVALID_REQUEST`, naming the header.
+pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
+    let headers = context.headers;
+    let mut options = RequestOptions {
+        correlation_id: Some(context.correlation_id.to_owned()),
+        ..RequestOptions::default()
+    };
+    if let Some(name) = text(headers, "x-priority")? {
+        options.priority = priority(name)?;
+    }
+    if let Some(tenant) = text(headers, "x-tenant-id")? {
+        options.tenant = TenantId::new(tenant)?;
+    }
+    if let Some(session) = text(headers, "x-session-id")? {
+        options.session = Some(SessionId::new(session)?);
+    }
+    if let Some(timeout) = text(headers, "x-request-timeout-ms")? {
+        let ms: u64 = timeout.parse().map_err(|_| {
+            Error::invalid(format!(
+                "X-Request-Timeout-Ms {timeout:?} is not a number of milliseconds"
+            ))
+        })?;
+        options.total_timeout = Some(Duration::from_millis(ms));
+    }
+    if let Some(deadline) = text(headers, "x-request-deadline")? {
+        let at = UnixMillis::parse(deadline).ok_or_else(|| {
+            Error::invalid(format!(
+                "X-Request-Deadline {deadline:?} is not an RFC 3339 time"
+            ))
+        })?;
+        if at <= UnixMillis::now() {
+            return Err(Error::new(
+                Code::Timeout,
+                "the request's deadline has passed already",
+            ));
+        }
+        options.deadline = Some(at);
+    }
+    Ok(options)
+}
+
+/// A queue class by name.
+///
+/// # Errors
+/// `INVALID_REQUEST`.
+pub(super) fn priority(name: &str) -> Result<Priority> {
+    match name {
+        "interactive" => Ok(Priority::Interactive),
+        "batch" => Ok(Priority::Batch),
+        _ => Err(Error::invalid(format!(
+            "priority {name:?} is neither \"interactive\" nor \"batch\""
+        ))
+        .param("priority")),
+    }
+}

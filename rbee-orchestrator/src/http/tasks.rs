@@ -1,0 +1,244 @@
+//! `/v2/tasks`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response};
+use http_body::Body as HttpBody;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::Body;
+use super::openai::event_stream;
+use super::{Context, answer, options, read};
+use crate::domain::{
+    Constraints, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority, Sampling,
+    SessionId, TaskEvent, TaskInput, TaskRequest, TenantId,
+};
+use crate::error::{Code, Error, Result};
+use crate::relay::openai::missing;
+use crate::relay::translate::OneOrMany;
+
+/// The body of a submission. A null is the same as absent.
+#[derive(Deserialize)]
+struct Submission {
+    model: Option<String>,
+    prompt: Option<String>,
+    messages: Option<Vec<Value>>,
+    max_tokens: Option<u32>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u32>,
+    seed: Option<u64>,
+    stop: Option<OneOrMany>,
+    priority: Option<String>,
+    stream: Option<bool>,
+    timeout_ms: Option<u64>,
+    queue_timeout_ms: Option<u64>,
+    node: Option<String>,
+    backend: Option<String>,
+    device: Option<u32>,
+    tenant_id: Option<String>,
+    session_id: Option<String>,
+    idempotency_key: Option<String>,
+}
+
+/// `POST /v2/tasks`.
+pub(super) async fn submit<B>(context: &Context<'_>, body: B) -> Result<Response<Body>>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let asked: Submission = read::json(context, body).await?;
+    refuse_what_is_not_there_yet(context, &asked)?;
+    let streams = asked.stream.unwrap_or(true);
+    let task = task(context, asked)?;
+    let stream = context.orchestrator.submit(task).await?;
+    let job = HeaderValue::try_from(stream.job().to_string()).expect("a UUID is ASCII");
+    let mut response = match streams {
+        true => {
+            let keep_alive = context.orchestrator.config().timeouts.keep_alive;
+            event_stream(Body::task(stream, keep_alive))
+        }
+        false => finished(context, stream).await?,
+    };
+    response.headers_mut().insert("x-job-id", job);
+    Ok(response)
+}
+
+fn refuse_what_is_not_there_yet(context: &Context<'_>, asked: &Submission) -> Result<()> {
+    let not_yet = |what: &str, cure: &str| {
+        let message = format!("this version does not have {what} yet; {cure}");
+        Err(Error::new(Code::NotImplemented, message))
+    };
+    if let Some(name) = &asked.priority
+        && options::priority(name)? == Priority::Batch
+    {
+        return not_yet("priority \"batch\"", "leave it out");
+    }
+    let mut preferred = context
+        .headers
+        .get_all("prefer")
+        .iter()
+        .filter_map(|v| v.to_str().ok());
+    if preferred.any(|value| value.to_ascii_lowercase().contains("respond-async")) {
+        return not_yet("Prefer: respond-async", "keep the connection open instead");
+    }
+    if asked.idempotency_key.is_some() || context.headers.contains_key("idempotency-key") {
+        return not_yet("idempotency keys", "leave the key out");
+    }
+    Ok(())
+}
+
+fn task(context: &Context<'_>, asked: Submission) -> Result<TaskRequest> {
+    let model = asked.model.ok_or_else(|| missing("model"))?;
+    ModelRef::check_name(&model)?;
+    let input = match (asked.prompt, asked.messages) {
+        (Some(prompt), None) => TaskInput::Prompt(prompt),
+        (None, Some(messages)) => TaskInput::Messages(messages),
+        (None, None) => {
+            return Err(Error::invalid("the request needs a prompt or messages").param("prompt"));
+        }
+        (Some(_), Some(_)) => {
+            return Err(
+                Error::invalid("the request has a prompt and messages; send one of them")
+                    .param("messages"),
+            );
+        }
+    };
+    let mut options = options::from_headers(context)?;
+    if let Some(name) = asked.priority {
+        options.priority = options::priority(&name)?;
+    }
+    if let Some(tenant) = asked.tenant_id {
+        options.tenant = TenantId::new(tenant)?;
+    }
+    if let Some(session) = asked.session_id {
+        options.session = Some(SessionId::new(session)?);
+    }
+    if let Some(ms) = asked.timeout_ms {
+        options.total_timeout = Some(Duration::from_millis(ms));
+    }
+    options.queue_timeout = asked.queue_timeout_ms.map(Duration::from_millis);
+    options.constraints = Constraints {
+        hive: asked
+            .node
+            .map(HiveId::new)
+            .transpose()
+            .map_err(|error| error.param("node"))?,
+        backend: asked.backend,
+        device: asked.device,
+    };
+    let sampling = Sampling {
+        max_tokens: asked.max_tokens,
+        temperature: asked.temperature,
+        top_p: asked.top_p,
+        top_k: asked.top_k,
+        seed: asked.seed,
+        stop: asked.stop.map(Vec::from).unwrap_or_default(),
+    };
+    Ok(TaskRequest {
+        model,
+        input,
+        sampling,
+        options,
+    })
+}
+
+/// Waits for the end and answers with the finished task, or with its error's status.
+async fn finished(
+    context: &Context<'_>,
+    mut stream: crate::orchestrator::TaskStream,
+) -> Result<Response<Body>> {
+    while let Some(event) = stream.next().await {
+        if let TaskEvent::Error { error, .. } = event {
+            return Ok(answer::error(&error, false, context.correlation_id));
+        }
+    }
+    stream.settled().await;
+    let record = context.orchestrator.task(stream.job()).await?;
+    Ok(answer::ok(&object(&record, true)))
+}
+
+/// `GET /v2/tasks/{id}`.
+pub(super) async fn get(context: &Context<'_>) -> Result<Response<Body>> {
+    let id = JobId::parse(context.id).ok_or_else(|| {
+        let shown: String = context.id.chars().take(80).collect();
+        Error::new(Code::TaskNotFound, format!("there is no task {shown:?}"))
+    })?;
+    Ok(answer::ok(&object(
+        &context.orchestrator.task(id).await?,
+        true,
+    )))
+}
+
+/// `GET /v2/tasks`.
+pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>> {
+    const DEFAULT: usize = 50;
+    const MOST: usize = 500;
+    let limit = match read::query(context, "limit") {
+        None => DEFAULT,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|limit| (1..=MOST).contains(limit))
+            .ok_or_else(|| {
+                Error::invalid(format!("limit must be from 1 to {MOST}")).param("limit")
+            })?,
+    };
+    let state = read::query(context, "state").map(|name| {
+        JobState::parse(&name).ok_or_else(|| {
+            let known = JobState::ALL.map(JobState::as_str).join(", ");
+            Error::invalid(format!("state {name:?} is none of {known}")).param("state")
+        })
+    });
+    let model = read::query(context, "model").map(|name| context.orchestrator.resolve(&name));
+    let filter = JobFilter {
+        state: state.transpose()?,
+        model: model.transpose()?,
+        tenant: read::query(context, "tenant")
+            .map(TenantId::new)
+            .transpose()?,
+    };
+    let after = read::query(context, "after");
+    let page = context
+        .orchestrator
+        .tasks(&filter, limit, after.as_deref())
+        .await?;
+    let tasks: Vec<Value> = page.jobs.iter().map(|job| object(job, false)).collect();
+    Ok(answer::ok(&json!({"tasks": tasks, "next": page.next})))
+}
+
+/// A task as clients see it; the text only where one task is asked for.
+fn object(job: &JobRecord, with_result: bool) -> Value {
+    let placed = job.placed.as_ref();
+    let error = job
+        .error_code
+        .as_ref()
+        .map(|code| json!({"code": code, "message": job.error_message}));
+    let mut object = json!({
+        "job_id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "model": job.model,
+        "priority": job.priority,
+        "tenant_id": job.tenant,
+        "session_id": job.session,
+        "submitted_at": job.submitted_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "attempts": job.attempt,
+        "worker_id": placed.map(|placed| &placed.worker),
+        "hive_id": placed.and_then(|placed| placed.hive.as_ref()),
+        "placed_because": placed.map(|placed| &placed.why),
+        "tokens_in": job.usage.map(|usage| usage.tokens_in),
+        "tokens_out": job.usage.map(|usage| usage.tokens_out),
+        "usage_estimated": job.usage.map(|usage| usage.estimated),
+        "error": error,
+        "correlation_id": job.correlation_id,
+    });
+    if with_result {
+        object["result"] = job.result.clone().into();
+    }
+    object
+}

@@ -1,0 +1,87 @@
+//! Which hive is reached how.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::hive_actor::Order;
+use crate::brain::is_loopback;
+use crate::domain::{HiveId, WorkerSpec};
+use crate::hives::HiveHandle;
+use crate::relay::pool::Connector;
+use crate::transport::HiveStream;
+
+/// A registered hive with the inbox of the task that serves it.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) handle: Arc<HiveHandle>,
+    /// Unbounded, but the brain has at most a few orders under way for each worker there is.
+    pub(super) orders: UnboundedSender<Order>,
+}
+
+/// All registered hives.
+#[derive(Default)]
+pub(super) struct HiveMap(RwLock<HashMap<HiveId, Entry>>);
+
+impl HiveMap {
+    pub(super) fn get(&self, id: &HiveId) -> Option<Entry> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+    }
+
+    pub(super) fn insert(&self, entry: Entry) -> Option<Entry> {
+        let id = entry.handle.id().clone();
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, entry)
+    }
+
+    pub(super) fn remove(&self, id: &HiveId) -> Option<Entry> {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id)
+    }
+
+    pub(super) fn all(&self) -> Vec<Entry> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Hands an order to a hive's task; says whether there is one.
+    pub(super) fn order(&self, id: &HiveId, order: Order) -> bool {
+        self.get(id)
+            .is_some_and(|entry| entry.orders.send(order).is_ok())
+    }
+}
+
+/// Reaches workers through their hive's transport, and servers that no hive owns by TCP.
+pub(super) struct WorkerConnector(pub(super) Arc<HiveMap>);
+
+#[async_trait]
+impl Connector for WorkerConnector {
+    async fn connect(&self, worker: &WorkerSpec) -> std::io::Result<Box<dyn HiveStream>> {
+        let hive = worker.hive.as_ref().and_then(|id| self.0.get(id));
+        if let Some(hive) = hive {
+            let transport = hive.handle.transport();
+            // A loopback host in a worker's URL means the hive's own machine.
+            if is_loopback(&worker.host) || worker.host == transport.host() {
+                return transport.connect(worker.port).await;
+            }
+        }
+        let stream = TcpStream::connect((worker.host.as_str(), worker.port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}

@@ -1,0 +1,355 @@
+//! Carries out what the brain decides, and tells it what came of it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::clock::Clock;
+use super::connector::HiveMap;
+use super::hive_actor::Order;
+use crate::brain::{Action, Brain, Event};
+use crate::config::Config;
+use crate::domain::{HiveId, JobId, Now, WorkerSpec};
+use crate::error::Error;
+use crate::relay::pool::Pool;
+use crate::router::{Assignment, Flow, Lease, Notice, Patience};
+use crate::store::{JobChange, Store};
+
+/// The brain, with the jobs whose clients wait.
+pub(super) struct Core {
+    pub(super) brain: Brain,
+    flows: HashMap<JobId, Arc<Flow>>,
+    actions: Vec<Action>,
+}
+
+/// What every part of the shell shares.
+pub(super) struct Driver {
+    pub(super) config: Config,
+    pub(super) owner: Uuid,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) hives: Arc<HiveMap>,
+    pub(super) clock: Clock,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    pub(super) events: UnboundedSender<Event>,
+    /// Counts what changed in the fleet, for those who wait for it.
+    pub(super) fleet_changes: watch::Sender<u64>,
+    core: Mutex<Core>,
+    timer: Notify,
+    /// When the timer fires next, in ms of monotonic time.
+    timer_at: AtomicU64,
+}
+
+impl Driver {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts are made one by one by the builder"
+    )]
+    pub(super) fn new(
+        config: Config,
+        owner: Uuid,
+        store: Arc<dyn Store>,
+        pool: Arc<Pool>,
+        hives: Arc<HiveMap>,
+        clock: Clock,
+        brain: Brain,
+        events: UnboundedSender<Event>,
+    ) -> Self {
+        Driver {
+            config,
+            owner,
+            store,
+            pool,
+            hives,
+            clock,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            events,
+            fleet_changes: watch::Sender::new(0),
+            core: Mutex::new(Core {
+                brain,
+                flows: HashMap::new(),
+                actions: Vec::new(),
+            }),
+            timer: Notify::new(),
+            timer_at: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the brain without telling it anything.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Brain, Now) -> T) -> T {
+        let now = self.clock.now();
+        look(&self.lock().brain, now)
+    }
+
+    /// Lets the brain decide, and carries out what it wants in the order it wants it.
+    pub(super) fn decide<T>(
+        self: &Arc<Self>,
+        decide: impl FnOnce(&mut Brain, Now, &mut Vec<Action>) -> T,
+    ) -> T {
+        let now = self.clock.now();
+        let mut core = self.lock();
+        self.decide_in(&mut core, now, decide)
+    }
+
+    fn decide_in<T>(
+        self: &Arc<Self>,
+        core: &mut Core,
+        now: Now,
+        decide: impl FnOnce(&mut Brain, Now, &mut Vec<Action>) -> T,
+    ) -> T {
+        let mut actions = std::mem::take(&mut core.actions);
+        let decided = decide(&mut core.brain, now, &mut actions);
+        for action in actions.drain(..) {
+            self.carry_out(core, action);
+        }
+        core.actions = actions;
+        self.set_timer(core.brain.next_due().map(|at| at.0));
+        decided
+    }
+
+    /// Tells the brain what happened.
+    pub(super) fn feed(self: &Arc<Self>, event: Event) {
+        let of_fleet = matches!(event, Event::HiveReport { .. } | Event::HiveStarted { .. });
+        self.decide(|brain, now, out| brain.handle(now, event, out));
+        if of_fleet {
+            self.fleet_changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Takes a job in. Its flow is known before the brain can act on it.
+    pub(super) fn take_in(self: &Arc<Self>, flow: Arc<Flow>, event: Event) {
+        let now = self.clock.now();
+        let mut core = self.lock();
+        core.flows.insert(flow.id(), flow);
+        self.decide_in(&mut core, now, |brain, now, out| {
+            brain.handle(now, event, out)
+        });
+    }
+
+    /// One action. Nothing here waits: what takes time is handed to a task.
+    fn carry_out(self: &Arc<Self>, core: &mut Core, action: Action) {
+        match action {
+            Action::Queued { job, position } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.notify(Notice::Queued { position });
+                }
+            }
+            Action::Narrate { job, narration } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.notify(Notice::Narration(narration));
+                }
+            }
+            Action::Dispatch {
+                job,
+                attempt,
+                worker,
+                placed,
+                at,
+            } => {
+                let lease = Lease::new(worker, job, attempt, self.events.clone());
+                let model = placed.model.clone();
+                self.store.record(JobChange::Claimed {
+                    job,
+                    attempt,
+                    placed,
+                    at,
+                });
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.assign(Assignment {
+                        lease,
+                        attempt,
+                        model,
+                        at,
+                    });
+                }
+            }
+            Action::Abort { job, outcome } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.abort(&outcome);
+                }
+            }
+            Action::Finish {
+                job,
+                attempt,
+                ending,
+            } => {
+                if let Some(error) = ending.outcome.error() {
+                    tracing::debug!(%job, attempt, %error, "job ended");
+                }
+                let outcome = ending.outcome.clone();
+                self.store.record(JobChange::Finished {
+                    job,
+                    attempt,
+                    ending,
+                });
+                if let Some(flow) = core.flows.remove(&job) {
+                    flow.abort(&outcome);
+                    flow.settle();
+                }
+            }
+            Action::StartHive { hive } => self.order(&hive, Order::Start),
+            Action::Spawn {
+                hive,
+                worker,
+                devices,
+            } => {
+                tracing::info!(%hive, worker = %worker.id, model = %worker.model, "spawning");
+                self.order(&hive, Order::Spawn { worker, devices });
+            }
+            Action::StopWorker { hive, worker } => {
+                tracing::info!(%hive, %worker, "stopping a worker");
+                self.order(&hive, Order::StopWorker(worker));
+            }
+            Action::CheckHive { hive } => self.order(&hive, Order::Check),
+            Action::CheckWorker { worker } => self.check_worker(worker),
+        }
+    }
+
+    fn order(&self, hive: &HiveId, order: Order) {
+        if !self.hives.order(hive, order) {
+            tracing::debug!(%hive, "an order for a hive that was removed");
+        }
+    }
+
+    pub(super) fn check_worker(self: &Arc<Self>, worker: Arc<WorkerSpec>) {
+        let driver = self.clone();
+        self.tasks.spawn(async move {
+            let time_out = driver.config.timeouts.health;
+            let check = driver.pool.is_healthy(&worker, time_out);
+            let answers = tokio::select! {
+                answers = check => answers,
+                () = driver.stop.cancelled() => return,
+            };
+            tracing::debug!(worker = %worker.id, answers, "checked a worker");
+            driver.feed(Event::WorkerChecked {
+                worker: worker.id.clone(),
+                answers,
+            });
+        });
+    }
+
+    /// Makes the timer fire in time for what is due first.
+    fn set_timer(&self, due: Option<Duration>) {
+        let due = due.map_or(u64::MAX, |at| {
+            u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
+        });
+        if due < self.timer_at.load(Ordering::Relaxed) {
+            self.timer_at.store(due, Ordering::Relaxed);
+            self.timer.notify_one();
+        }
+    }
+
+    /// Events that were sent from where the lock must not be taken.
+    pub(super) async fn run_events(self: Arc<Self>, mut events: UnboundedReceiver<Event>) {
+        const BATCH: usize = 256;
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let received = tokio::select! {
+                biased;
+                received = events.recv_many(&mut batch, BATCH) => received,
+                // Biased: what was sent before the stop is still taken in.
+                () = self.stop.cancelled() => return,
+            };
+            if received == 0 {
+                return;
+            }
+            for event in batch.drain(..) {
+                self.feed(event);
+            }
+        }
+    }
+
+    /// Tells the brain when something has fallen due.
+    pub(super) async fn run_timer(self: Arc<Self>) {
+        loop {
+            let due = self.look(|brain, _| brain.next_due());
+            let due_ms = due.map_or(u64::MAX, |at| {
+                u64::try_from(at.0.as_millis()).unwrap_or(u64::MAX)
+            });
+            self.timer_at.store(due_ms, Ordering::Relaxed);
+            // A far end stands for never; something nearer wakes the timer.
+            let wait = due.map_or(Duration::from_secs(3600), |at| self.clock.until(at));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => self.feed(Event::Tick),
+                () = self.timer.notified() => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Cuts off what stands still, and closes connections that were idle for too long.
+    pub(super) async fn run_patience(self: Arc<Self>) {
+        let timeouts = &self.config.timeouts;
+        let patience = Patience {
+            between_tokens: timeouts.between_tokens,
+            client_stall: timeouts.client_stall,
+        };
+        let shortest = patience.between_tokens.min(patience.client_stall);
+        let period = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(period) => {}
+                () = self.stop.cancelled() => return,
+            }
+            self.pool.sweep();
+            let flows: Vec<Arc<Flow>> = self.lock().flows.values().cloned().collect();
+            let now = Instant::now();
+            for flow in flows {
+                flow.check_patience(now, &patience);
+            }
+        }
+    }
+
+    /// Checks the workers that no hive vouches for.
+    pub(super) async fn run_worker_checks(self: Arc<Self>) {
+        let hives = &self.config.hives;
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(hives.loading_interval) => {}
+                () = self.stop.cancelled() => return,
+            }
+            let all = last.elapsed() >= hives.check_interval;
+            if all {
+                last = Instant::now();
+            }
+            let due: Vec<Arc<WorkerSpec>> = self.look(|brain, now| {
+                let view = brain.view(now);
+                let is_ready =
+                    |spec: &WorkerSpec| view.workers.get(&spec.id).is_some_and(|w| w.ready);
+                brain
+                    .workers_to_check()
+                    .filter(|spec| all || !is_ready(spec))
+                    .cloned()
+                    .collect()
+            });
+            for worker in due {
+                self.check_worker(worker);
+            }
+        }
+    }
+
+    /// Ends every job that has not ended.
+    pub(super) fn abort_all(self: &Arc<Self>, error: &Error) {
+        let jobs: Vec<JobId> = self.lock().flows.keys().copied().collect();
+        for job in jobs {
+            self.feed(Event::Cancel {
+                job,
+                error: error.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Hives, workers and models, as administrators and clients see them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use url::Url;
+
+use super::Orchestrator;
+use super::connector::Entry;
+use super::driver::Driver;
+use super::hive_actor::{HiveActor, Order};
+use crate::brain::{OrderAnswer, SpawnOrder, WorkerCallback};
+use crate::config::StaticWorker;
+use crate::domain::{HiveId, HiveRecord, HiveSpec, ModelRef, Worker, WorkerId};
+use crate::error::{Code, Error, Result};
+use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
+use crate::scheduler::Hive;
+use crate::transport::HiveTransport;
+
+/// Makes the transport of a hive.
+pub type TransportFactory = Arc<dyn Fn(&HiveSpec) -> Result<Arc<dyn HiveTransport>> + Send + Sync>;
+
+/// What hive handles are made with.
+pub(super) struct HiveParts {
+    pub(super) token: HiveToken,
+    pub(super) transports: TransportFactory,
+    pub(super) claims: PortClaims,
+    pub(super) log_dir: std::path::PathBuf,
+}
+
+/// A model on a hive, or served by a worker that no hive owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Its identity.
+    pub model_ref: ModelRef,
+    /// Other names it goes by.
+    pub aliases: Vec<String>,
+    /// Where it is.
+    pub node: Option<HiveId>,
+    /// Size on disk in bytes; 0 when unknown.
+    pub size_bytes: u64,
+    /// Whether a worker serves it now.
+    pub loaded: bool,
+}
+
+impl Orchestrator {
+    /// All hives, by name.
+    #[must_use]
+    pub fn hives(&self) -> Vec<Hive> {
+        self.driver
+            .look(|brain, now| brain.view(now).hives.values().cloned().collect())
+    }
+
+    /// Registers a hive, in place of an older one of that name. It is taken in if it runs
+    /// already, and started when a request needs it.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a command template that the configuration does not have,
+    /// `NOT_IMPLEMENTED` for hives over SSH, `STORE_FAILED`.
+    pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
+        let handle = self.make_handle(&HiveRecord::new(spec.clone()))?;
+        let record = self
+            .driver
+            .decide(|brain, _, _| brain.add_hive(HiveRecord::new(spec.clone())));
+        let handle = match &record.process {
+            Some(_) => self.make_handle(&record)?,
+            None => handle,
+        };
+        self.driver.store.put_hive(record).await?;
+        self.serve_hive(handle, spec.is_managed());
+        Ok(())
+    }
+
+    pub(super) fn make_handle(&self, record: &HiveRecord) -> Result<HiveHandle> {
+        let config = &self.driver.config;
+        let spec = &record.spec;
+        let name = spec.command.as_deref().unwrap_or("default");
+        let template = config.hives.commands.get(name).ok_or_else(|| {
+            let known: Vec<&str> = config.hives.commands.keys().map(String::as_str).collect();
+            let known = known.join(", ");
+            Error::invalid(format!(
+                "there is no command {name:?} in the configuration; there is {known}"
+            ))
+            .param("command")
+        })?;
+        let parts = &self.hive_parts;
+        let options = HiveOptions {
+            template: template.clone(),
+            port: config.hives.port,
+            queen_url: config.hives.queen_url.clone(),
+            token: parts.token.clone(),
+            log_file: parts.log_dir.join(format!("hive-{}.log", spec.id)),
+            start_timeout: config.timeouts.hive_start,
+            stop_grace: config.timeouts.stop_grace,
+            timeouts: CallTimeouts {
+                health: config.timeouts.health,
+                call: config.timeouts.hive_call,
+                ..CallTimeouts::default()
+            },
+            claims: parts.claims.clone(),
+        };
+        let transport = (parts.transports)(spec)?;
+        Ok(HiveHandle::new(
+            spec,
+            record.process.clone(),
+            transport,
+            options,
+        ))
+    }
+
+    /// Gives a hive its task.
+    pub(super) fn serve_hive(&self, handle: HiveHandle, managed: bool) {
+        let handle = Arc::new(handle);
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let actor = HiveActor::new(self.driver.clone(), handle.clone(), managed);
+        // The first order of its life: an earlier life's hive that still runs is taken in.
+        let _ = orders.send(Order::Look);
+        self.driver.tasks.spawn(actor.run(inbox));
+        if let Some(old) = self.driver.hives.insert(Entry { handle, orders }) {
+            let (done, _) = oneshot::channel();
+            let _ = old.orders.send(Order::Leave { stop: false, done });
+        }
+    }
+
+    /// Forgets a hive. What the queen started there is stopped, unless it is to be left running.
+    ///
+    /// # Errors
+    /// `HIVE_NOT_FOUND`, `STORE_FAILED`, or why it could not be stopped.
+    pub async fn remove_hive(&self, id: &HiveId, leave_running: bool) -> Result<()> {
+        let driver = &self.driver;
+        driver.decide(|brain, now, out| brain.remove_hive(now, id, out))?;
+        driver.store.remove_hive(id).await?;
+        if let Some(entry) = driver.hives.remove(id) {
+            ask_to_leave(&entry, !leave_running).await?;
+        }
+        Ok(())
+    }
+
+    /// Stops every hive that a queen started.
+    pub(super) async fn stop_hives(&self) {
+        let mut stopping = tokio::task::JoinSet::new();
+        for entry in self.driver.hives.all() {
+            stopping.spawn(
+                async move { (entry.handle.id().clone(), ask_to_leave(&entry, true).await) },
+            );
+        }
+        while let Some(stopped) = stopping.join_next().await {
+            match stopped {
+                Ok((hive, Ok(Stopped::Ended))) => {
+                    tracing::info!(%hive, "the hive has ended");
+                    let record = self
+                        .driver
+                        .decide(|brain, _, _| brain.set_hive_process(&hive, None));
+                    if let Some(record) = record
+                        && let Err(error) = self.driver.store.put_hive(record).await
+                    {
+                        tracing::warn!(%hive, %error, "the hive's record was not stored");
+                    }
+                }
+                Ok((hive, Err(error))) => tracing::warn!(%hive, %error, "the hive was not stopped"),
+                Ok((_, Ok(_))) => {}
+                Err(error) => tracing::warn!(%error, "stopping a hive failed"),
+            }
+        }
+    }
+
+    /// All workers, by id.
+    #[must_use]
+    pub fn workers(&self) -> Vec<Worker> {
+        let mut workers: Vec<Worker> = self
+            .driver
+            .look(|brain, now| brain.view(now).workers.iter().cloned().collect());
+        workers.sort_unstable_by(|a, b| a.spec.id.cmp(&b.spec.id));
+        workers
+    }
+
+    /// Spawns one more worker with a model; returns its id and its hive while it loads. A hive
+    /// that has to start first is waited for.
+    ///
+    /// # Errors
+    /// Why there is no place for it.
+    pub async fn spawn_worker(&self, order: &SpawnOrder) -> Result<(WorkerId, HiveId)> {
+        let id = WorkerId::mint();
+        let mut changes = self.driver.fleet_changes.subscribe();
+        let attempt = async {
+            loop {
+                let answer = self
+                    .driver
+                    .decide(|brain, now, out| brain.order_worker(now, id.clone(), order, out))?;
+                match answer {
+                    OrderAnswer::Spawning(hive) => return Ok((id.clone(), hive)),
+                    OrderAnswer::Starting => self.fleet_change(&mut changes).await?,
+                }
+            }
+        };
+        self.while_hives_start(attempt).await
+    }
+
+    /// Takes a worker out of service: its work ends first, unless forced.
+    ///
+    /// # Errors
+    /// `WORKER_NOT_FOUND`.
+    pub fn shutdown_worker(&self, id: &WorkerId, force: bool) -> Result<()> {
+        self.driver
+            .decide(|brain, now, out| brain.shutdown_worker(now, id, force, out))
+    }
+
+    /// A worker's call that it is ready.
+    ///
+    /// # Errors
+    /// `WORKER_NOT_FOUND` for a stranger, `INVALID_REQUEST` for an URL that is not on its hive.
+    pub fn worker_ready(&self, call: WorkerCallback) -> Result<()> {
+        self.driver
+            .decide(|brain, now, out| brain.worker_ready(now, call, out))
+    }
+
+    /// A hive's call that a worker died.
+    pub fn worker_failed(&self, worker: WorkerId, error: Error) {
+        self.driver
+            .feed(crate::brain::Event::WorkerFailed { worker, error });
+    }
+
+    /// Takes in a server that no hive owns. It is used once it answers its health check.
+    ///
+    /// # Errors
+    /// `CONFLICT` when another worker of that id is at work, `HIVE_NOT_FOUND`.
+    pub fn register_worker(&self, call: &WorkerCallback) -> Result<()> {
+        self.driver
+            .decide(|brain, _, out| brain.register_worker(call, out))
+    }
+
+    /// Every model that hives have or had reported, on one hive or on all, and those of workers
+    /// that no hive owns. A local hive that never reported is started for it.
+    ///
+    /// # Errors
+    /// `HIVE_NOT_FOUND`; `HIVE_UNREACHABLE` when the only hive there is can't be started.
+    pub async fn models(&self, node: Option<&HiveId>) -> Result<Vec<ModelInfo>> {
+        self.wait_for_local_report().await?;
+        self.driver.look(|brain, now| {
+            let view = brain.view(now);
+            if let Some(node) = node.filter(|node| !view.hives.contains_key(*node)) {
+                return Err(Error::new(
+                    Code::HiveNotFound,
+                    format!("there is no hive {node}"),
+                ));
+            }
+            let wanted = |id: &HiveId| node.is_none_or(|node| node == id);
+            let is_loaded = |model: &ModelRef, on: Option<&HiveId>| {
+                view.workers
+                    .with_model(model)
+                    .any(|w| w.ready && w.spec.hive.as_ref() == on)
+            };
+            let mut models = BTreeMap::new();
+            for hive in view.hives.values().filter(|hive| wanted(hive.id())) {
+                for model in hive
+                    .capabilities()
+                    .into_iter()
+                    .flat_map(|report| &report.models)
+                {
+                    let info = ModelInfo {
+                        model_ref: model.model_ref.clone(),
+                        aliases: brain.aliases(&model.model_ref),
+                        node: Some(hive.id().clone()),
+                        size_bytes: model.size_bytes,
+                        loaded: is_loaded(&model.model_ref, Some(hive.id())),
+                    };
+                    models.insert((info.model_ref.clone(), info.node.clone()), info);
+                }
+            }
+            for worker in view.workers.iter() {
+                let spec = &worker.spec;
+                if node.is_some() && spec.hive.as_ref() != node {
+                    continue;
+                }
+                models
+                    .entry((spec.model.clone(), spec.hive.clone()))
+                    .or_insert_with(|| ModelInfo {
+                        model_ref: spec.model.clone(),
+                        aliases: brain.aliases(&spec.model),
+                        node: spec.hive.clone(),
+                        size_bytes: 0,
+                        loaded: worker.ready,
+                    });
+            }
+            Ok(models.into_values().collect())
+        })
+    }
+
+    async fn wait_for_local_report(&self) -> Result<()> {
+        let local = HiveId::localhost();
+        let mut changes = self.driver.fleet_changes.subscribe();
+        let attempt = async {
+            loop {
+                let state = self.driver.decide(|brain, now, out| {
+                    let unknown = |hive: &&Hive| hive.capabilities().is_none();
+                    let unreported = brain.view(now).hives.get(&local).filter(unknown).is_some();
+                    if unreported {
+                        brain.request_hive_start(now, &local, out);
+                    }
+                    let view = brain.view(now);
+                    let hive = view.hives.get(&local).filter(unknown)?;
+                    Some((
+                        hive.last_error.clone(),
+                        view.can_start(hive),
+                        view.hives.len(),
+                    ))
+                });
+                match state {
+                    None => return Ok(()),
+                    Some((Some(error), _, hives)) => {
+                        // With other hives there is something to list all the same.
+                        return if hives > 1 { Ok(()) } else { Err(error) };
+                    }
+                    Some((None, ..)) => self.fleet_change(&mut changes).await?,
+                }
+            }
+        };
+        self.while_hives_start(attempt).await
+    }
+
+    async fn fleet_change(&self, changes: &mut tokio::sync::watch::Receiver<u64>) -> Result<()> {
+        let gone = || Error::new(Code::ShuttingDown, "the queen is shutting down");
+        tokio::select! {
+            changed = changes.changed() => changed.map_err(|_| gone()),
+            () = self.driver.stop.cancelled() => Err(gone()),
+        }
+    }
+
+    async fn while_hives_start<T>(&self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
+        // A start, and the first report after it.
+        let patience = self.driver.config.timeouts.hive_start + Duration::from_secs(10);
+        tokio::time::timeout(patience, attempt)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    Code::HiveUnreachable,
+                    "the hive did not start in time; ask again",
+                ))
+            })
+    }
+
+    pub(super) fn register_static(&self, worker: &StaticWorker) -> Result<()> {
+        let url = Url::parse(&worker.url).map_err(|error| {
+            Error::invalid(format!("worker URL {:?}: {error}", worker.url)).param("url")
+        })?;
+        let (host, port) = crate::brain::host_and_port(&worker.url).ok_or_else(|| {
+            Error::invalid(format!("worker URL {url} names no host and port")).param("url")
+        })?;
+        let id = match &worker.worker_id {
+            Some(id) => WorkerId::new(id)?,
+            None => WorkerId::new(format!("{}-{port}", host.replace(':', "_")))?,
+        };
+        self.register_worker(&WorkerCallback {
+            id,
+            hive: None,
+            model: ModelRef::from_name(&worker.model_ref)?,
+            backend: String::new(),
+            device: None,
+            host,
+            port,
+            protocol: Some(worker.protocol),
+            slots_total: Some(worker.slots_total),
+            vram_bytes: None,
+            trusted: true,
+        })
+    }
+
+    pub(super) fn start_known_hives(&self, records: &[HiveRecord]) {
+        for record in records {
+            match self.make_handle(record) {
+                Ok(handle) => self.serve_hive(handle, record.spec.is_managed()),
+                Err(error) => {
+                    tracing::warn!(hive = %record.spec.id, %error, "the hive can't be used");
+                }
+            }
+        }
+    }
+}
+
+async fn ask_to_leave(entry: &Entry, stop: bool) -> Result<Stopped> {
+    let (done, answer) = oneshot::channel();
+    if entry.orders.send(Order::Leave { stop, done }).is_err() {
+        return if stop {
+            entry.handle.stop().await
+        } else {
+            Ok(Stopped::NotOurs)
+        };
+    }
+    // The task may have been stopped while the order was in its inbox.
+    match answer.await {
+        Ok(stopped) => stopped,
+        Err(_) if stop => entry.handle.stop().await,
+        Err(_) => Ok(Stopped::NotOurs),
+    }
+}
+
+/// The pieces that a driver's parts are tested against.
+pub(super) fn default_transports() -> TransportFactory {
+    use crate::transport::{DirectTransport, LocalTransport};
+    let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());
+    Arc::new(move |spec| match (spec.is_managed(), &spec.ssh) {
+        (true, None) => Ok(local.clone()),
+        (false, _) => Ok(Arc::new(DirectTransport::new(spec.hostname.clone()))),
+        (true, Some(_)) => Err(Error::new(
+            Code::NotImplemented,
+            "hives over SSH are not there yet: register the hive without ssh_host and run it \
+             yourself at hostname:port",
+        )
+        .param("ssh_host")),
+    })
+}
+
+impl Driver {
+    /// Whether a token is the one that hives show.
+    #[must_use]
+    pub(super) fn is_draining(&self) -> bool {
+        self.look(|brain, _| brain.is_draining())
+    }
+}

@@ -1,0 +1,289 @@
+//! One hive's task: carries out orders for it one after the other, and checks it in between, so
+//! that no report is older than the order before it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+
+use super::driver::Driver;
+use crate::brain::{Event, SeenState, SeenWorker, Spawned};
+use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
+use crate::error::{Code, Error, Result};
+use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
+
+/// What is asked of a hive's task.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Make sure that it runs.
+    Start,
+    /// Take it in if it runs already.
+    Look,
+    /// Check it now.
+    Check,
+    /// Ask it for a worker.
+    Spawn {
+        worker: Arc<WorkerSpec>,
+        devices: Vec<u32>,
+    },
+    /// Ask it to end a worker.
+    StopWorker(WorkerId),
+    /// Serve it no more; stop it first unless it is to be left running.
+    Leave {
+        stop: bool,
+        done: oneshot::Sender<Result<Stopped>>,
+    },
+}
+
+/// A report is stored again after this long even when only its free memory has changed.
+const STORE_AFTER: Duration = Duration::from_secs(300);
+
+pub(super) struct HiveActor {
+    driver: Arc<Driver>,
+    handle: Arc<HiveHandle>,
+    managed: bool,
+    /// Whether it is worth checking: it was seen running, or someone else may start it.
+    watched: bool,
+    stored: Option<(HiveRecord, Instant)>,
+}
+
+impl HiveActor {
+    pub(super) fn new(driver: Arc<Driver>, handle: Arc<HiveHandle>, managed: bool) -> Self {
+        HiveActor {
+            driver,
+            handle,
+            managed,
+            watched: !managed,
+            stored: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut orders: UnboundedReceiver<Order>) {
+        let stop = self.driver.stop.clone();
+        loop {
+            let wait = self.check_interval();
+            let order = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                order = orders.recv() => order,
+                () = tokio::time::sleep(wait), if self.watched => Some(Order::Check),
+            };
+            let Some(order) = order else { return };
+            if let Order::Leave { stop, done } = order {
+                // Nobody may wait for the answer any more; the hive is served no more either way.
+                let _ = done.send(if stop {
+                    self.handle.stop().await
+                } else {
+                    Ok(Stopped::NotOurs)
+                });
+                return;
+            }
+            tokio::select! {
+                () = self.carry_out(order) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn check_interval(&self) -> Duration {
+        let hives = &self.driver.config.hives;
+        let id = self.handle.id();
+        match self.driver.look(|brain, _| brain.is_loading(Some(id))) {
+            true => hives.loading_interval,
+            false => hives.check_interval,
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Start => self.start().await,
+            Order::Look => {
+                if !self.managed || self.handle.is_running().await.unwrap_or(false) {
+                    self.start().await;
+                }
+            }
+            Order::Check => self.check().await,
+            Order::Spawn { worker, devices } => self.spawn(worker, devices).await,
+            Order::StopWorker(worker) => self.stop_worker(worker).await,
+            Order::Leave { .. } => {}
+        }
+    }
+
+    async fn start(&mut self) {
+        let hive = self.handle.id().clone();
+        match self.handle.ensure_running().await {
+            Ok(process) => {
+                tracing::info!(%hive, port = process.port, pid = process.pid, "the hive runs");
+                self.watched = true;
+                let record = self
+                    .driver
+                    .decide(|brain, _, _| brain.set_hive_process(&hive, Some(process)));
+                self.store(record).await;
+                self.driver.feed(Event::HiveStarted {
+                    hive,
+                    result: Ok(()),
+                });
+                self.check().await;
+            }
+            Err(error) => {
+                tracing::warn!(%hive, %error, "the hive could not be started");
+                self.driver.feed(Event::HiveStarted {
+                    hive,
+                    result: Err(error),
+                });
+            }
+        }
+    }
+
+    async fn check(&mut self) {
+        let hive = self.handle.id().clone();
+        let event = match self.ask().await {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::debug!(%hive, %error, "a check was missed");
+                let gone = self.managed && !self.handle.is_running().await.unwrap_or(true);
+                Event::HiveMissed {
+                    hive: hive.clone(),
+                    error,
+                    gone,
+                }
+            }
+        };
+        self.driver.feed(event);
+        let record = self.driver.look(|brain, now| {
+            brain
+                .view(now)
+                .hives
+                .get(&hive)
+                .map(|hive| (hive.record.clone(), hive.status))
+        });
+        if let Some((record, HiveStatus::Online)) = record {
+            self.store_if_news(record).await;
+        }
+    }
+
+    async fn ask(&self) -> Result<Event> {
+        let client = self.client()?;
+        let capabilities = client.capabilities().await?;
+        let listed = client.workers().await?;
+        let hive = self.handle.id().clone();
+        let workers = listed
+            .iter()
+            .filter_map(|worker| self.seen(worker))
+            .collect();
+        Ok(Event::HiveReport {
+            hive,
+            capabilities,
+            workers,
+        })
+    }
+
+    fn client(&self) -> Result<HiveClient> {
+        let hive = self.handle.id();
+        self.handle
+            .client()
+            .ok_or_else(|| Error::new(Code::HiveUnreachable, format!("hive {hive} does not run")))
+    }
+
+    fn seen(&self, worker: &HiveWorker) -> Option<SeenWorker> {
+        let spec = match worker.spec(self.handle.id()) {
+            Ok(spec) => spec,
+            Err(error) => {
+                tracing::debug!(hive = %self.handle.id(), %error, "left a worker out");
+                return None;
+            }
+        };
+        let state = match worker.state {
+            HiveWorkerState::Loading | HiveWorkerState::Unknown => SeenState::Loading,
+            HiveWorkerState::Ready => SeenState::Ready,
+            HiveWorkerState::Stopping => SeenState::Stopping,
+            HiveWorkerState::Failed => {
+                let why = worker
+                    .error
+                    .as_deref()
+                    .unwrap_or("its hive does not say why");
+                SeenState::Failed(Error::new(Code::WorkerFailed, why))
+            }
+        };
+        Some(SeenWorker { spec, state })
+    }
+
+    async fn spawn(&self, worker: Arc<WorkerSpec>, devices: Vec<u32>) {
+        let mut request = SpawnRequest::new(
+            worker.id.clone(),
+            worker.model.clone(),
+            worker.backend.clone(),
+            worker.device,
+        );
+        request.slots = self.driver.config.hives.worker_slots;
+        if devices.len() > 1 {
+            request.devices = devices;
+        }
+        let result = self.ask_for(&request).await;
+        if let Err(error) = &result {
+            tracing::warn!(hive = %self.handle.id(), worker = %worker.id, %error, "spawn refused");
+        }
+        self.driver.feed(Event::SpawnAnswered {
+            worker: worker.id.clone(),
+            result,
+        });
+    }
+
+    async fn ask_for(&self, request: &SpawnRequest) -> Result<Spawned> {
+        let answer = self.client()?.spawn(request).await?;
+        let address = answer.url.as_deref().and_then(crate::brain::host_and_port);
+        let (host, port) = address.unwrap_or_default();
+        Ok(Spawned {
+            id: answer.worker_id,
+            host,
+            port,
+        })
+    }
+
+    async fn stop_worker(&self, worker: WorkerId) {
+        let stopped = match self.client() {
+            Ok(client) => client.shutdown_worker(worker.as_str(), None).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stopped {
+            tracing::warn!(hive = %self.handle.id(), %worker, %error, "the worker was not stopped");
+        }
+        self.driver.feed(Event::WorkerStopped { worker });
+    }
+
+    async fn store_if_news(&mut self, record: HiveRecord) {
+        let is_old = self.stored.as_ref().is_some_and(|(stored, at)| {
+            at.elapsed() < STORE_AFTER && same_but_for_memory(stored, &record)
+        });
+        if !is_old {
+            self.store(Some(record)).await;
+        }
+    }
+
+    async fn store(&mut self, record: Option<HiveRecord>) {
+        let Some(record) = record else { return };
+        match self.driver.store.put_hive(record.clone()).await {
+            Ok(()) => self.stored = Some((record, Instant::now())),
+            Err(error) => tracing::warn!(%error, "the hive's record was not stored"),
+        }
+    }
+}
+
+fn same_but_for_memory(old: &HiveRecord, new: &HiveRecord) -> bool {
+    let what = |record: &HiveRecord| {
+        let report = record.capabilities.clone().unwrap_or_default();
+        let devices: Vec<_> = report
+            .devices
+            .into_iter()
+            .map(|device| (device.index, device.backend))
+            .collect();
+        (
+            record.spec.clone(),
+            record.process.clone(),
+            devices,
+            report.models,
+        )
+    };
+    what(old) == what(new)
+}

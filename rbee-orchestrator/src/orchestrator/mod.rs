@@ -1,0 +1,249 @@
+//! The face that embedders hold: an [`Orchestrator`] carries out what the brain decides and tells
+//! it what came of it.
+
+mod clock;
+mod connector;
+mod driver;
+mod fleet;
+mod hive_actor;
+mod jobs;
+mod reply;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::brain::Brain;
+use crate::config::Config;
+use crate::domain::{HiveId, HiveRecord, HiveSpec, UnixMillis};
+use crate::error::{Error, Result};
+use crate::hives::{HiveToken, PortClaims};
+use crate::relay::pool::Pool;
+use crate::scheduler::{LeastLoaded, Scheduler};
+use crate::store::{MemoryStore, Store};
+
+use clock::Clock;
+use connector::{HiveMap, WorkerConnector};
+use driver::Driver;
+use fleet::HiveParts;
+
+pub use fleet::{ModelInfo, TransportFactory};
+pub use jobs::OpenAiRequest;
+pub use reply::{RawHead, RawReply, TaskStream};
+
+/// One inference endpoint over a fleet of machines. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Orchestrator {
+    driver: Arc<Driver>,
+    hive_parts: Arc<HiveParts>,
+    hive_authorization: HeaderValue,
+}
+
+impl fmt::Debug for Orchestrator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orchestrator")
+            .field("owner", &self.driver.owner)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Puts an orchestrator together.
+#[must_use]
+pub struct Builder {
+    config: Config,
+    store: Option<Arc<dyn Store>>,
+    scheduler: Box<dyn Scheduler>,
+    transports: TransportFactory,
+    hive_token: Option<HiveToken>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Sets bounds and time-outs; defaults otherwise.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets what survives a restart; by default nothing does ([`MemoryStore`]).
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Sets who decides where requests run; [`LeastLoaded`] by default.
+    pub fn scheduler(mut self, scheduler: impl Scheduler + 'static) -> Self {
+        self.scheduler = Box::new(scheduler);
+        self
+    }
+
+    /// Sets how hives are reached. By default local hives are child processes and unmanaged ones
+    /// are reached by TCP.
+    pub fn transports(mut self, transports: TransportFactory) -> Self {
+        self.transports = transports;
+        self
+    }
+
+    /// Sets the token between queen and hives; a random one by default, which no later life of
+    /// the queen knows.
+    pub fn hive_token(mut self, token: HiveToken) -> Self {
+        self.hive_token = Some(token);
+        self
+    }
+
+    /// Starts it: what an earlier life left is recovered, hives that still run are taken in.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`, `INVALID_REQUEST` for a configuration that makes no sense.
+    pub async fn start(self) -> Result<Orchestrator> {
+        let token = self.hive_token.map_or_else(HiveToken::random, Ok)?;
+        let mut hive_authorization = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+            .map_err(|_| Error::invalid("the hive token can't stand in a header"))?;
+        hive_authorization.set_sensitive(true);
+        let log_dir = self.config.hives.log_dir.clone();
+        let hive_parts = HiveParts {
+            token,
+            transports: self.transports,
+            claims: PortClaims::default(),
+            log_dir: log_dir.unwrap_or_else(default_log_dir),
+        };
+        let store = self
+            .store
+            .unwrap_or_else(|| Arc::new(MemoryStore::default()));
+        let owner = Uuid::new_v4();
+        let interrupted = store.recover(owner, UnixMillis::now()).await?;
+        if interrupted > 0 {
+            tracing::warn!(
+                jobs = interrupted,
+                "jobs that an earlier life left were ended"
+            );
+        }
+        let records = known_hives(&self.config, store.as_ref()).await?;
+        let (events, inbox) = mpsc::unbounded_channel();
+        let hives = Arc::new(HiveMap::default());
+        let connector = Box::new(WorkerConnector(hives.clone()));
+        let pool = Arc::new(Pool::new(connector, &self.config));
+        let brain = Brain::new(self.config.clone(), self.scheduler, records.clone());
+        let clock = Clock::start();
+        let driver = Driver::new(self.config, owner, store, pool, hives, clock, brain, events);
+        let driver = Arc::new(driver);
+        driver.tasks.spawn(driver.clone().run_events(inbox));
+        driver.tasks.spawn(driver.clone().run_timer());
+        driver.tasks.spawn(driver.clone().run_patience());
+        driver.tasks.spawn(driver.clone().run_worker_checks());
+        let hive_parts = Arc::new(hive_parts);
+        let orchestrator = Orchestrator {
+            driver,
+            hive_parts,
+            hive_authorization,
+        };
+        for worker in &orchestrator.driver.config.workers {
+            orchestrator.register_static(worker)?;
+        }
+        orchestrator.start_known_hives(&records);
+        Ok(orchestrator)
+    }
+}
+
+async fn known_hives(config: &Config, store: &dyn Store) -> Result<Vec<HiveRecord>> {
+    let mut records = store.hives().await?;
+    let local = HiveId::localhost();
+    let is_local = |record: &HiveRecord| record.spec.id == local;
+    if config.hives.local && !records.iter().any(is_local) {
+        let record = HiveRecord::new(HiveSpec::local(local));
+        store.put_hive(record.clone()).await?;
+        records.push(record);
+    }
+    Ok(records)
+}
+
+fn default_log_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("rbee-orchestrator-{}", std::process::id()))
+}
+
+impl Orchestrator {
+    /// Begins with the defaults.
+    pub fn builder() -> Builder {
+        Builder {
+            config: Config::default(),
+            store: None,
+            scheduler: Box::new(LeastLoaded),
+            transports: fleet::default_transports(),
+            hive_token: None,
+        }
+    }
+
+    /// The configuration it runs with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.driver.config
+    }
+
+    /// Whether a token is the one that hives show when they call back.
+    #[must_use]
+    pub fn is_hive_token(&self, token: &[u8]) -> bool {
+        use subtle::ConstantTimeEq;
+        self.hive_parts
+            .token
+            .expose()
+            .as_bytes()
+            .ct_eq(token)
+            .into()
+    }
+
+    /// Whether it has begun to shut down.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.driver.is_draining()
+    }
+
+    /// Takes no more work. What waits ends with `SHUTTING_DOWN`; what runs goes on.
+    pub fn drain(&self) {
+        self.driver.decide(|brain, now, out| brain.drain(now, out));
+    }
+
+    /// Drains, waits for what runs until `timeouts.drain` has passed, cuts off the rest, stops the
+    /// hives that it started, and ends every task of its own. Dropped midway, what was started
+    /// may be left running.
+    pub async fn shutdown(&self) {
+        self.drain();
+        let grace = self.driver.config.timeouts.drain;
+        if tokio::time::timeout(grace, self.all_jobs_end())
+            .await
+            .is_err()
+        {
+            let error = Error::new(
+                crate::error::Code::ShuttingDown,
+                "the queen shut down before the request was done",
+            );
+            self.driver.abort_all(&error);
+            // The leases come back by the event loop; a moment is enough, and no more is given.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.all_jobs_end()).await;
+        }
+        self.stop_hives().await;
+        self.driver.stop.cancel();
+        self.driver.tasks.close();
+        self.driver.tasks.wait().await;
+        if let Err(error) = self.driver.store.flush().await {
+            tracing::error!(%error, "the last records were not stored");
+        }
+    }
+
+    async fn all_jobs_end(&self) {
+        while self.driver.look(|brain, _| brain.open_jobs()) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

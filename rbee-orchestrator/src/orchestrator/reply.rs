@@ -1,0 +1,224 @@
+//! What a submitter holds: the stream of a task's events, or the raw answer of an OpenAI request.
+//! Dropping it cancels the job.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use http::{HeaderValue, StatusCode};
+
+use super::driver::Driver;
+use crate::brain::Event;
+use crate::domain::{JobId, TaskEvent};
+use crate::error::{Error, Result};
+use crate::router::{Flow, Notice, Step, Whole, client_gone};
+
+/// A submitted job that somebody holds on to.
+struct Held {
+    flow: Arc<Flow>,
+    driver: Arc<Driver>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.flow.abandon() {
+            let event = Event::Cancel {
+                job: self.flow.id(),
+                error: client_gone(),
+            };
+            // Sent, not told: this may run under any lock.
+            let _ = self.driver.events.send(event);
+        }
+    }
+}
+
+/// A task's events, in the order of [`TaskEvent`], ending with exactly one terminal event.
+///
+/// The work is done by whoever polls it. Dropping it cancels the task and closes the worker's
+/// connection at once.
+#[must_use = "a task runs only while its stream is polled"]
+pub struct TaskStream {
+    held: Held,
+    ended: bool,
+}
+
+impl std::fmt::Debug for TaskStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskStream")
+            .field("job", &self.job())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TaskStream {
+    pub(super) fn new(flow: Arc<Flow>, driver: Arc<Driver>) -> Self {
+        TaskStream {
+            held: Held { flow, driver },
+            ended: false,
+        }
+    }
+
+    /// The task's id.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        self.held.flow.id()
+    }
+
+    /// Waits, after the terminal event, until the ending has been recorded, so that
+    /// [`crate::Orchestrator::task`] tells it. Cancel safe.
+    pub async fn settled(&self) {
+        poll_fn(|cx| self.poll_settled(cx)).await;
+    }
+
+    /// [`TaskStream::settled`], for a caller that polls.
+    pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.held.flow.poll_settled(cx)
+    }
+
+    /// The next event; `None` after the terminal one. Cancel safe.
+    pub async fn next(&mut self) -> Option<TaskEvent> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
+impl Stream for TaskStream {
+    type Item = TaskEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<TaskEvent>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        loop {
+            let Poll::Ready(step) = self.held.flow.poll_step(cx) else {
+                return Poll::Pending;
+            };
+            let event = match step {
+                Step::Notice(Notice::Queued { position }) => TaskEvent::Queued { position },
+                Step::Notice(Notice::Narration(narration)) => TaskEvent::Narration(narration),
+                Step::Started(event) | Step::Event(event) => event,
+                Step::Failed(error) => TaskEvent::Error {
+                    job: self.job(),
+                    error,
+                },
+                Step::StreamBegins | Step::Data(_) | Step::Whole(_) => continue,
+                Step::End => {
+                    self.ended = true;
+                    return Poll::Ready(None);
+                }
+            };
+            self.ended = matches!(event, TaskEvent::Error { .. });
+            return Poll::Ready(Some(event));
+        }
+    }
+}
+
+/// The head of a raw answer.
+#[derive(Debug)]
+pub struct RawHead {
+    /// The worker's status.
+    pub status: StatusCode,
+    /// The worker's content type.
+    pub content_type: Option<HeaderValue>,
+    /// The worker's `Retry-After`.
+    pub retry_after: Option<HeaderValue>,
+    /// The whole body, unless it is a stream.
+    pub body: Option<Bytes>,
+}
+
+/// The raw answer to an OpenAI request: a head, then, if it streams, whole server-sent events as
+/// the worker wrote them.
+///
+/// The work is done by whoever polls it. Dropping it cancels the job and closes the worker's
+/// connection at once.
+#[must_use = "a request runs only while its reply is polled"]
+pub struct RawReply {
+    held: Held,
+}
+
+impl std::fmt::Debug for RawReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawReply")
+            .field("job", &self.job())
+            .finish_non_exhaustive()
+    }
+}
+
+impl RawReply {
+    pub(super) fn new(flow: Arc<Flow>, driver: Arc<Driver>) -> Self {
+        RawReply {
+            held: Held { flow, driver },
+        }
+    }
+
+    /// The job's id.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        self.held.flow.id()
+    }
+
+    /// Waits for the head: until a worker is found and answers. Cancel safe.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn head(&mut self) -> Result<RawHead> {
+        poll_fn(|cx| self.poll_head(cx)).await
+    }
+
+    /// [`RawReply::head`], for a caller that polls.
+    ///
+    /// # Errors
+    /// Those of [`RawReply::head`].
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<RawHead>> {
+        loop {
+            let Poll::Ready(step) = self.held.flow.poll_step(cx) else {
+                return Poll::Pending;
+            };
+            return Poll::Ready(match step {
+                Step::Notice(_) | Step::Started(_) => continue,
+                Step::StreamBegins => Ok(RawHead {
+                    status: StatusCode::OK,
+                    content_type: Some(HeaderValue::from_static("text/event-stream")),
+                    retry_after: None,
+                    body: None,
+                }),
+                Step::Whole(whole) => Ok(RawHead {
+                    status: whole.status,
+                    content_type: whole.content_type,
+                    retry_after: whole.retry_after,
+                    body: Some(whole.body),
+                }),
+                Step::Failed(error) => Err(error),
+                Step::Data(_) | Step::Event(_) | Step::End => {
+                    Err(Error::internal("a stream ended before its head"))
+                }
+            });
+        }
+    }
+
+    /// The next whole events of a stream; `None` after the last. May be called without
+    /// [`RawReply::head`] having been waited for.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes>>> {
+        loop {
+            let Poll::Ready(step) = self.held.flow.poll_step(cx) else {
+                return Poll::Pending;
+            };
+            return Poll::Ready(match step {
+                Step::Notice(_) | Step::Started(_) | Step::StreamBegins | Step::Event(_) => {
+                    continue;
+                }
+                Step::Data(data) => Some(Ok(data)),
+                Step::Whole(whole) => Some(Err(whole_as_error(&whole))),
+                Step::Failed(error) => Some(Err(error)),
+                Step::End => None,
+            });
+        }
+    }
+}
+
+/// A worker's refusal that came after the stream's head had gone out.
+fn whole_as_error(whole: &Whole) -> Error {
+    crate::router::refusal(whole.status, &whole.body)
+}
