@@ -1,6 +1,7 @@
 """A hive for tests: `fake_hive.py --port PORT [--mode MODE] [--marker FILE]`."""
 
 import argparse
+import encodings.idna  # needed later, when another user may not read Python's folder any more
 import http.server
 import json
 import os
