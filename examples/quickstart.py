@@ -32,13 +32,6 @@ class Failed(Exception):
     """What went wrong, for the user to read."""
 
 
-def programs():
-    """The folder of the release build."""
-    metadata = ["cargo", "metadata", "--format-version", "1", "--no-deps"]
-    found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
-    return Path(json.loads(found)["target_directory"]) / "release"
-
-
 def free_port(wanted=0):
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,26 +39,35 @@ def free_port(wanted=0):
         return listener.getsockname()[1]
 
 
-def start_queen(port, folder, log):
+@contextlib.contextmanager
+def a_queen(port, folder, log):
     """A queen without any configuration; her hive finds the models in RBEE_HIVE_MODELS."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("QUEEN_")}
     name, value = MARK.split("=")
     env |= {name: value, "RBEE_HIVE_STATE": str(folder / "hive")}
-    command = [programs() / "queen-rbee", "--port", str(port), "--bind", "127.0.0.1"]
+    target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+    command = [target / "release" / "queen-rbee", "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--database", folder / "queen.db"]
     # A session of her own: Ctrl-C reaches this program alone, which then stops her in order.
     queen = subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
+    try:
+        wait_for_health(queen, port)
+        yield queen
+    finally:
+        stop(queen)
+
+
+def wait_for_health(queen, port):
     deadline = time.monotonic() + 20
     while queen.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
             connection.request("GET", "/health")
             if connection.getresponse().status == 200:
-                return queen
+                return
         time.sleep(0.05)
-    stop(queen)
     raise Failed(f"the queen did not come up (exit code {queen.poll()})")
 
 
@@ -82,6 +84,9 @@ def marked():
 
 def stop(queen):
     """SIGTERM: she drains, stops the hive, and the hive its engines."""
+    if queen.poll() is not None:
+        return
+    print("Stopping.", file=sys.stderr)
     patience = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         queen.terminate()
@@ -155,12 +160,9 @@ def quickstart():
         with open(Path(folder) / "queen.log", "w") as log:
             try:
                 port = free_port()
-                queen = start_queen(port, Path(folder), log)
-                try:
+                with a_queen(port, Path(folder), log):
                     print(f"> {prompt}", flush=True)
                     ask(port, prompt)
-                finally:
-                    stop(queen)
             except (Failed, OSError, http.client.HTTPException) as e:
                 raise Failed(f"{e}\nThe queen's last lines:\n{tail(log)}") from e
     left = marked()
@@ -178,22 +180,16 @@ def run():
         print(f"Port {wanted} is in use; taking {port}.")
     folder = ROOT / ".cache" / "run"
     folder.mkdir(parents=True, exist_ok=True)
+    body = json.dumps({"model": MODEL, "prompt": "Once upon a time", "max_tokens": 20})
     with open(folder / "queen.log", "w") as log:
         try:
-            queen = start_queen(port, folder, log)
+            with a_queen(port, folder, log) as queen:
+                print(f"The queen listens on http://127.0.0.1:{port}; her log is {log.name}\n")
+                print(f"    curl -N http://127.0.0.1:{port}/v2/tasks -d '{body}'\n")
+                print("Ctrl-C stops her, her hive and its engines.", flush=True)
+                raise Failed(f"the queen ended by herself with {queen.wait()}")
         except Failed as e:
             raise Failed(f"{e}\n{tail(log)}") from e
-        body = json.dumps({"model": MODEL, "prompt": "Once upon a time", "max_tokens": 20})
-        print(f"The queen listens on http://127.0.0.1:{port}; her log is {log.name}\n")
-        print(f"    curl -N http://127.0.0.1:{port}/v2/tasks -d '{body}'\n")
-        print("Ctrl-C stops her, her hive and its engines.", flush=True)
-        try:
-            status = queen.wait()
-        except (KeyboardInterrupt, SystemExit):
-            print("\nStopping.", flush=True)
-            stop(queen)
-        else:
-            raise Failed(f"the queen ended by herself with {status}:\n{tail(log)}")
 
 
 def main():

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
 use self::handover::Tuning;
@@ -69,7 +69,7 @@ impl SqliteStore {
 
     async fn open_with(path: PathBuf, tuning: Tuning, busy_timeout: Duration) -> Result<Self> {
         let opening = spawn_blocking(move || open::open(&path, busy_timeout));
-        let opened = opening.await.map_err(broken_off)??;
+        let opened = opening.await.map_err(|error| broken_off(&error))??;
         let path = opened.path.clone();
         Ok(SqliteStore {
             reads: Reads::new(&path, busy_timeout)?,
@@ -85,7 +85,7 @@ impl SqliteStore {
     }
 }
 
-fn broken_off(error: tokio::task::JoinError) -> Error {
+fn broken_off(error: &JoinError) -> Error {
     Error::internal(format!("work on the database broke off: {error}"))
 }
 
@@ -144,8 +144,7 @@ impl Store for SqliteStore {
     async fn close(&self) -> Result<()> {
         self.reads.close();
         let writer = self.writer.clone();
-        spawn_blocking(move || writer.close())
-            .await
-            .map_err(broken_off)?
+        let closing = spawn_blocking(move || writer.close());
+        closing.await.map_err(|error| broken_off(&error))?
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use rusqlite::Connection;
 
-use super::jobs;
+use super::jobs::{Statements, report_twin};
 use crate::domain::{JobId, JobRecord};
 use crate::error::Error;
 use crate::store::JobChange;
@@ -31,11 +31,11 @@ pub(super) trait Call: Send {
 
 impl Op {
     /// Does it, as a part of the transaction that is open.
-    pub(super) fn apply(&mut self, db: &Connection) -> rusqlite::Result<()> {
+    pub(super) fn apply(&mut self, statements: &mut Statements<'_>) -> rusqlite::Result<()> {
         match self {
-            Op::Insert(record) => jobs::insert(db, record),
-            Op::Update(change) => jobs::update(db, change),
-            Op::Call(Some(call)) => call.apply(db),
+            Op::Insert(record) => statements.insert(record),
+            Op::Update(change) => statements.update(change),
+            Op::Call(Some(call)) => call.apply(statements.db),
             Op::Call(None) => Ok(()),
         }
     }
@@ -122,7 +122,7 @@ impl Waiting {
 
 fn merge(record: &mut JobRecord, change: JobChange) {
     match change {
-        JobChange::Submitted(twin) => jobs::report_twin(twin.id),
+        JobChange::Submitted(twin) => report_twin(twin.id),
         JobChange::Claimed {
             attempt,
             placed,

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::failure::{closed, failed, is_about_the_step};
 use super::handover::{Handover, Tuning};
+use super::jobs::Statements;
 use super::open::Opened;
 use super::queue::{Call, Op, Waiting};
 use crate::error::{Code, Error, Result};
@@ -209,13 +210,15 @@ impl Scribe {
     fn commit(&mut self, start: usize, end: usize) -> rusqlite::Result<()> {
         // Dropped on an error, the transaction is rolled back.
         let transaction = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
+        let mut statements = Statements::new(&transaction)?;
         for op in &mut self.taken.ops[start..end] {
-            match op.apply(&transaction) {
+            match op.apply(&mut statements) {
                 Ok(()) => {}
                 Err(error) if is_about_the_step(&error) => refuse(op, &error),
                 Err(error) => return Err(error),
             }
         }
+        drop(statements);
         transaction.commit()
     }
 

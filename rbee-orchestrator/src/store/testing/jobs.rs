@@ -207,6 +207,7 @@ pub(super) async fn any_text_reads_back<S: Store>(store: &S) {
         job.correlation_id = text.into();
         job.error_message = Some(text.into());
         store.record(submitted(&job));
+        settle(store).await;
         happens(store, finished(job.id, 0, text), &mut job);
         assert_eq!(find(store, job.id).await, job);
     }

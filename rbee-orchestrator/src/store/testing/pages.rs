@@ -24,7 +24,7 @@ fn ids<'a>(jobs: impl IntoIterator<Item = &'a JobRecord>) -> Vec<JobId> {
     jobs.into_iter().map(|job| job.id).collect()
 }
 
-async fn submit_many<S: Store>(store: &S, count: usize) -> Vec<JobRecord> {
+fn submit_many<S: Store>(store: &S, count: usize) -> Vec<JobRecord> {
     let jobs: Vec<JobRecord> = (0..count).map(|_| queued_job()).collect();
     for job in &jobs {
         store.record(submitted(job));
@@ -45,7 +45,7 @@ pub(super) async fn jobs_are_listed_newest_first<S: Store>(store: &S) {
 
 pub(super) async fn filters_narrow_the_list<S: Store>(store: &S) {
     let (model_b, tenant_b) = (model("file:b.gguf"), TenantId::new("b").ok());
-    let mut jobs = submit_many(store, 5).await;
+    let mut jobs = submit_many(store, 5);
     store.record(claimed(jobs[1].id, 1));
     store.record(finished(jobs[2].id, 0, "an answer"));
     store.record(cancelled(jobs[3].id, 0));
@@ -100,7 +100,7 @@ pub(super) async fn filters_narrow_the_list<S: Store>(store: &S) {
 }
 
 pub(super) async fn pages_follow_each_other<S: Store>(store: &S) {
-    let mut jobs = submit_many(store, 7).await;
+    let mut jobs = submit_many(store, 7);
     for job in jobs.iter_mut().step_by(2) {
         store.record(cancelled(job.id, 0));
     }
@@ -134,12 +134,12 @@ pub(super) async fn pages_follow_each_other<S: Store>(store: &S) {
 }
 
 pub(super) async fn pages_neither_repeat_nor_lose_a_job_while_new_ones_come<S: Store>(store: &S) {
-    let mut jobs = submit_many(store, 9).await;
+    let mut jobs = submit_many(store, 9);
     jobs.reverse();
     let mut page = list(store, &ALL, 2, None).await;
     let mut seen = ids(&page.jobs);
     while let Some(after) = page.next {
-        submit_many(store, 3).await;
+        submit_many(store, 3);
         store.record(cancelled(seen[0], 0));
         page = list(store, &ALL, 2, Some(&after)).await;
         seen.extend(ids(&page.jobs));
@@ -148,7 +148,7 @@ pub(super) async fn pages_neither_repeat_nor_lose_a_job_while_new_ones_come<S: S
 }
 
 pub(super) async fn a_cursor_that_is_none_is_refused<S: Store>(store: &S) {
-    submit_many(store, 3).await;
+    submit_many(store, 3);
     for bad in ["", " ", "1", "no cursor", "%00", "'--", &"f".repeat(500)] {
         let refused = store.jobs(&ALL, 2, Some(bad)).await;
         let error = refused.expect_err("it is no cursor");

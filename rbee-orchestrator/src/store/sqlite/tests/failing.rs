@@ -68,7 +68,7 @@ async fn while_the_database_is_locked_changes_are_kept_and_reads_go_on() {
         Code::StoreFailed,
         "it does not say that there is none"
     );
-    assert_eq!(all_jobs(&store).await, [before.clone()]);
+    assert_eq!(all_jobs(&store).await, std::slice::from_ref(&before));
     assert_eq!(store.hives().await.unwrap().len(), 1);
 
     drop(other);
