@@ -1,1 +1,97 @@
-fn main() {}
+//! `queen-rbee`: the daemon around [`rbee_orchestrator`]. Sockets, flags, configuration, logs,
+//! signals, and nothing else.
+
+mod logs;
+mod serve;
+mod settings;
+
+use std::net::TcpListener;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use rbee_orchestrator::Orchestrator;
+use rbee_orchestrator::hives::HiveToken;
+use rbee_orchestrator::http::HttpApi;
+use rbee_orchestrator::store::SqliteStore;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use settings::{Flags, Settings};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    if let Err(error) = logs::begin(flags.log_format) {
+        eprintln!("queen-rbee: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match Settings::read(flags).and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: Settings) -> Result<()> {
+    let listener = serve::bind(settings.address)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("queen")
+        .build()
+        .context("the async runtime could not be started")?;
+    let result = runtime.block_on(live(settings, listener));
+    // A blocking call to a hive that hangs must not hold the exit up.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
+    let address = listener.local_addr()?;
+    settings.fill_in(address)?;
+    let store = SqliteStore::open(&settings.database).await?;
+    let token = match settings.hive_token.take() {
+        Some(token) => token,
+        None => HiveToken::load_or_create(&settings.hive_token_file())?,
+    };
+    let orchestrator = Orchestrator::builder()
+        .config(settings.orchestrator.clone())
+        .store(store)
+        .hive_token(token)
+        .start()
+        .await?;
+    let api = HttpApi::new(orchestrator.clone(), settings.access());
+    let stop = CancellationToken::new();
+    let server = serve::Server::start(listener, api, stop.clone())?;
+    tracing::info!("listening on http://{address}");
+    let again = end_of_life().await?;
+    let down = async {
+        orchestrator.shutdown().await;
+        stop.cancel();
+        server.finish().await;
+    };
+    tokio::select! {
+        () = down => tracing::info!("shut down"),
+        () = again => tracing::warn!("a second signal: leaving at once"),
+    }
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT; returns a future that waits for one more.
+async fn end_of_life() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut either = async move || {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    let name = either().await;
+    tracing::info!("{name}: finishing what runs, then stopping what this queen started");
+    Ok(async move {
+        either().await;
+    })
+}

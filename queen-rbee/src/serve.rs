@@ -1,0 +1,123 @@
+//! Sockets: connections accepted, HTTP/1.1 and h2c spoken.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use rbee_orchestrator::http::HttpApi;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long answers that are complete may take to be written out at shutdown.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow!(
+            "port {} on {} is in use; stop what listens there, or take another with --port",
+            address.port(),
+            address.ip()
+        ),
+        _ => anyhow!("{address} can't be listened on: {error}"),
+    })?;
+    listener
+        .set_nonblocking(true)
+        .context("the socket can't be made non-blocking")?;
+    Ok(listener)
+}
+
+/// Serves until it is told to stop.
+pub(crate) struct Server {
+    accepting: JoinHandle<()>,
+    connections: TaskTracker,
+}
+
+impl Server {
+    pub(crate) fn start(
+        listener: TcpListener,
+        api: HttpApi,
+        stop: CancellationToken,
+    ) -> Result<Self> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let connections = TaskTracker::new();
+        let tracker = connections.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    () = stop.cancelled() => return,
+                };
+                match accepted {
+                    Ok((stream, _)) => {
+                        tracker.spawn(connection(stream, api.clone(), stop.clone()));
+                    }
+                    Err(error) => {
+                        // Out of file descriptors, most likely: it passes when clients leave.
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+        Ok(Server {
+            accepting,
+            connections,
+        })
+    }
+
+    /// Waits until open answers are written out, but not for long.
+    pub(crate) async fn finish(self) {
+        self.connections.close();
+        let ended = async {
+            let _ = self.accepting.await;
+            self.connections.wait().await;
+        };
+        if tokio::time::timeout(FINISH_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("connections were still open at the end");
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
+    // Nagle's algorithm with delayed ACKs costs 40 ms for each small write.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was not set");
+    }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let api = api.clone();
+        async move { Ok::<_, Infallible>(api.call(request).await) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .writev(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(HEAD_TIMEOUT));
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended with an error");
+    }
+}
