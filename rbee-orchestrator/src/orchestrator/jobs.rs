@@ -58,10 +58,11 @@ impl OpenAiRequest {
 }
 
 impl Orchestrator {
-    /// Submits a task. Its events come from the returned stream, refusals included.
+    /// Submits a task. Its events come from the returned stream.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` for values that make no sense, `SHUTTING_DOWN`.
+    /// Why it is refused, where that is known at once: `INVALID_REQUEST`, `MODEL_NOT_FOUND`,
+    /// `SYSTEM_AT_CAPACITY`, `SHUTTING_DOWN`, ….
     pub async fn submit(&self, task: TaskRequest) -> Result<TaskStream> {
         let task = task.check()?;
         let openai_only = matches!(task.input, TaskInput::Messages(_));
@@ -76,7 +77,7 @@ impl Orchestrator {
     /// Submits an OpenAI request; its bytes go through to a worker.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` for a model that can't be named so, `SHUTTING_DOWN`.
+    /// Those of [`Orchestrator::submit`].
     pub async fn submit_raw(&self, request: OpenAiRequest) -> Result<RawReply> {
         let OpenAiRequest {
             kind,
@@ -154,7 +155,10 @@ impl Orchestrator {
             deadline: options.deadline,
         };
         driver.take_in(flow.clone(), Event::Submit(Box::new(request)));
-        Ok(flow)
+        match flow.refusal() {
+            Some(error) => Err(error),
+            None => Ok(flow),
+        }
     }
 
     /// The model that a name means now.

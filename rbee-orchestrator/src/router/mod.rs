@@ -83,6 +83,8 @@ enum Awaiting {
 struct State {
     stage: Stage,
     notices: VecDeque<Notice>,
+    /// What is still to be told of a job that is over.
+    last_steps: VecDeque<Step>,
     /// What the client is told last, when the job ended from outside.
     error: Option<Error>,
     waker: Option<Waker>,
@@ -117,6 +119,7 @@ impl Flow {
             state: Mutex::new(State {
                 stage: Stage::Waiting,
                 notices: VecDeque::new(),
+                last_steps: VecDeque::new(),
                 error: None,
                 waker: None,
                 awaiting: Awaiting::Client,
@@ -163,6 +166,11 @@ impl Flow {
         state.give_back(outcome);
         state.error = outcome.error().cloned();
         state.wake();
+    }
+
+    /// Why the job was refused, if it was at once.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        self.lock().error.clone()
     }
 
     /// The job's ending has been recorded.
@@ -282,9 +290,12 @@ impl State {
             Stage::Streaming(stream) => match stream.poll(pool, cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(stream::Next::Step(step)) => Poll::Ready(step),
-                Poll::Ready(stream::Next::Ended(report)) => Poll::Ready(self.ended(report)),
+                Poll::Ready(stream::Next::Ended(report, last_steps)) => {
+                    self.ended(report, last_steps);
+                    Poll::Ready(self.next_last())
+                }
             },
-            Stage::Over => Poll::Ready(self.error.take().map_or(Step::End, Step::Failed)),
+            Stage::Over => Poll::Ready(self.next_last()),
         }
     }
 
@@ -334,12 +345,18 @@ impl State {
     }
 
     /// The worker's stream is over.
-    fn ended(&mut self, report: Report) -> Step {
-        let error = report.outcome.error().cloned();
+    fn ended(&mut self, report: Report, last_steps: VecDeque<Step>) {
+        self.error = report.outcome.error().cloned();
+        self.last_steps = last_steps;
         if let Stage::Streaming(stream) = std::mem::replace(&mut self.stage, Stage::Over) {
             stream.into_lease().end(report);
         }
-        error.map_or(Step::End, Step::Failed)
+    }
+
+    fn next_last(&mut self) -> Step {
+        let error = &mut self.error;
+        let ending = || error.take().map_or(Step::End, Step::Failed);
+        self.last_steps.pop_front().unwrap_or_else(ending)
     }
 }
 

@@ -37,7 +37,8 @@ enum Form {
 /// What a poll brought.
 pub(super) enum Next {
     Step(Step),
-    Ended(Report),
+    /// The stream is over; these steps are still to be told.
+    Ended(Report, VecDeque<Step>),
 }
 
 pub(super) struct Streaming {
@@ -52,7 +53,7 @@ pub(super) struct Streaming {
     text: String,
     first_token: Option<Instant>,
     stop: Option<(StopReason, Option<String>)>,
-    /// How the job ends once `ready` is empty.
+    /// How the job ends, once that is known.
     outcome: Option<Outcome>,
     /// Whether the worker fell silent, so that it needs a check before it gets more.
     suspect: bool,
@@ -103,11 +104,9 @@ impl Streaming {
         self.tokens > 0
     }
 
-    /// Gives the slot back. What the worker had already brought to an end ends so, whoever asks
-    /// for another outcome: a client may leave as soon as it has the last byte.
-    pub(super) fn give_back(mut self, otherwise: &Outcome) {
-        let outcome = self.outcome.take().unwrap_or_else(|| otherwise.clone());
-        let report = self.report(outcome);
+    /// Gives the slot back before the stream's end.
+    pub(super) fn give_back(mut self, outcome: &Outcome) {
+        let report = self.report(outcome.clone());
         self.lease.end(report);
     }
 
@@ -126,16 +125,17 @@ impl Streaming {
 
     pub(super) fn poll(&mut self, pool: &Pool, cx: &mut Context<'_>) -> Poll<Next> {
         loop {
+            // The end comes first: the slot is free before the client has taken the last events.
+            if let Some(outcome) = self.outcome.take() {
+                self.release(pool, cx);
+                return Poll::Ready(self.ended(outcome));
+            }
             if let Some(step) = self.ready.pop_front() {
                 return Poll::Ready(Next::Step(step));
             }
-            if let Some(outcome) = self.outcome.take() {
-                self.release(pool, cx);
-                return Poll::Ready(Next::Ended(self.report(outcome)));
-            }
             let Some(source) = &mut self.source else {
-                let outcome = Outcome::Failed(Error::internal("a stream was read past its end"));
-                return Poll::Ready(Next::Ended(self.report(outcome)));
+                let error = Error::internal("a stream was read past its end");
+                return Poll::Ready(self.ended(Outcome::Failed(error)));
             };
             match source.connection.poll_data(&mut source.body, cx) {
                 Poll::Pending => return Poll::Pending,
@@ -144,6 +144,11 @@ impl Streaming {
                 Poll::Ready(Some(Ok(data))) => self.take_in(data),
             }
         }
+    }
+
+    fn ended(&mut self, outcome: Outcome) -> Next {
+        let report = self.report(outcome);
+        Next::Ended(report, std::mem::take(&mut self.ready))
     }
 
     fn take_in(&mut self, data: Bytes) {
