@@ -27,7 +27,7 @@ run: ## Leave a queen running until Ctrl-C: make run [PORT=8080]
 test: ## Run all tests, those with the real engine and model too
 	tests/parts.sh --tests
 	cargo build --workspace --bins
-	$(WITH_PARTS) cargo test --workspace
+	$(WITH_PARTS) RBEE_TEST_BUILT=1 cargo test --workspace
 
 bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"]
 	cargo build --release -p queen-rbee -p rbee-tests --bins

@@ -323,7 +323,7 @@ fn an_id_with_newlines_is_refused_and_never_reaches_the_log_as_lines() {
     let forged = "a\nFORGED LINE";
     let worker = json!({"worker_id": forged, "url": house.stub.url(), "model_ref": "file:x"});
     let reply = house.queen.ask("/v2/workers/register", &worker);
-    assert_error(&reply, 400, "INVALID_REQUEST", &["worker_id"]);
+    assert_error(&reply, 400, "INVALID_REQUEST", &["worker's id"]);
     for key in ["hive_id", "node_name"] {
         let hive = json!({key: forged, "hostname": "127.0.0.1", "port": 9});
         let reply = house.queen.ask("/v2/registry/beehives/add", &hive);

@@ -38,8 +38,12 @@ fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Builds the programs of other packages, so that no test runs an old one.
+/// Builds the programs of other packages, so that no test runs an old one. With `RBEE_TEST_BUILT`
+/// set, as by `make test`, they have just been built.
 fn build() {
+    if std::env::var_os("RBEE_TEST_BUILT").is_some() {
+        return;
+    }
     let profile_dir = profile_dir();
     let target_dir = profile_dir
         .parent()
