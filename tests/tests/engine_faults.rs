@@ -147,9 +147,12 @@ fn an_engine_that_is_overrun_says_when_to_come_back() {
 #[test]
 fn half_an_event_is_never_passed_on() {
     let faulty = Faulty::new("half_event=2");
-    faulty.fails_task("UPSTREAM_INVALID");
-    faulty.fails_chat_midway("UPSTREAM_INVALID", 2);
-    faulty.fails_whole(502, "UPSTREAM_INVALID");
+    faulty.fails_task("WORKER_FAILED");
+    faulty.fails_chat_midway("WORKER_FAILED", 2);
+    let reply = faulty.queen().ask("/v2/tasks", &faulty.task(false));
+    assert_error(&reply, 502, "WORKER_FAILED", &[]);
+    let reply = faulty.queen().ask(CHAT, &faulty.chat(false));
+    assert_error(&reply, 502, "UPSTREAM_INVALID", &[]);
     faulty.is_clean();
 }
 
@@ -212,7 +215,7 @@ fn an_engine_that_never_says_a_word_is_bounded_by_the_requests_own_time() {
         task["timeout_ms"] = json!(1500);
         let stream = faulty.queen().stream("/v2/tasks", &task);
         let events = stream.expect("an answer").rest();
-        assert_task_failed(&events, "TIMEOUT", &["1.5"]);
+        assert_task_failed(&events, "TIMEOUT", &["1500"]);
         task["stream"] = json!(false);
         let reply = faulty.queen().ask("/v2/tasks", &task);
         assert_error(&reply, 504, "TIMEOUT", &[]);

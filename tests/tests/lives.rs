@@ -2,7 +2,7 @@
 
 use rbee_tests::harness::events::assert_task_completed;
 use rbee_tests::harness::{Home, Queen, eventually};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::thread;
 use std::time::Duration;
@@ -17,6 +17,12 @@ fn serves(queen: &Queen, model: &str) {
     let stream = stream.expect("an answer");
     assert_eq!(stream.status, 200);
     assert_task_completed(&stream.rest());
+}
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid).expect("a process id");
+    let pid = Pid::from_raw(pid).expect("not zero");
+    kill_process(pid, Signal::KILL).expect("it is ours");
 }
 
 #[test]
@@ -183,9 +189,7 @@ fn an_engine_that_is_killed_is_replaced() {
     let queen = home.queen().start();
     serves(&queen, "m");
     let first = home.engines();
-    let pid = i32::try_from(first[0].pid).expect("a process id");
-    let pid = rustix::process::Pid::from_raw(pid).expect("not zero");
-    rustix::process::kill_process(pid, Signal::KILL).expect("it is ours");
+    kill(first[0].pid);
     eventually("another serves", Duration::from_secs(30), || {
         let mut whole = task("m");
         whole["stream"] = json!(false);
@@ -199,29 +203,28 @@ fn an_engine_that_is_killed_is_replaced() {
 }
 
 #[test]
-fn a_hive_killed_with_its_engine_running_leaves_no_orphan() {
+fn a_hive_that_was_killed_comes_back_when_it_is_needed_and_takes_over_its_engine() {
     let home = Home::new();
     home.add_model("m.stub", "");
-    let queen = home
-        .queen()
-        .config("hives.check_interval = \"500ms\"")
-        .start();
+    home.add_model("n.stub", "");
+    let launch = home.queen().config("hives.check_interval = \"500ms\"");
+    let queen = launch.start();
     serves(&queen, "m");
+    let engine = home.engines();
     let hive = home.processes();
     let hive = hive.iter().find(|p| p.command.contains("rbee-hive"));
-    let pid = i32::try_from(hive.expect("a hive runs").pid).expect("a process id");
-    let pid = rustix::process::Pid::from_raw(pid).expect("not zero");
-    rustix::process::kill_process(pid, Signal::KILL).expect("it is ours");
-    // The engine answers, so it still serves; the hive that is started again takes it over.
+    kill(hive.expect("a hive runs").pid);
+    // The engine answers, so it still serves.
     serves(&queen, "m");
-    eventually("there is one hive again", Duration::from_secs(30), || {
-        let reply = queen.look("/v2/models/list");
-        reply.status == 200
-            && home
-                .processes()
-                .iter()
-                .any(|p| p.command.contains("rbee-hive"))
+    assert_eq!(home.engines(), engine);
+    eventually("the hive is back", Duration::from_secs(30), || {
+        let mut other = task("n");
+        other["stream"] = json!(false);
+        queen.ask("/v2/tasks", &other).status == 200
     });
+    serves(&queen, "m");
+    assert_eq!(home.engines().len(), 2, "{:#?}", home.engines());
+    assert!(home.engines().contains(&engine[0]));
     queen.stop(Signal::TERM);
     home.assert_nothing_runs();
 }

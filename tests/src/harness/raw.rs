@@ -45,19 +45,42 @@ pub fn post(
     Ok(stream)
 }
 
-/// Reads a whole answer, up to the connection's end; returns the status and all of the text.
+/// Reads a whole answer, up to its `content-length` or the connection's end; returns the status
+/// and all of the text.
 ///
 /// # Errors
 /// When it is no HTTP answer.
 pub fn answer(stream: &mut TcpStream) -> Result<(u16, String)> {
-    let mut bytes = Vec::new();
-    let read = stream.read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut text = String::new();
+    let mut piece = [0; 4096];
+    let read = loop {
+        match stream.read(&mut piece) {
+            Ok(0) => break Ok(()),
+            Ok(n) => text += &String::from_utf8_lossy(&piece[..n]),
+            Err(e) => break Err(e),
+        }
+        if is_whole(&text) {
+            break Ok(());
+        }
+    };
     let status = text.split(' ').nth(1).and_then(|code| code.parse().ok());
     match (status, read) {
         // A server that refuses a body may reset the connection after its answer.
         (Some(status), _) => Ok((status, text)),
         (None, Err(e)) => Err(e).context("no answer"),
-        (None, Ok(_)) => anyhow::bail!("no HTTP answer: {text:?}"),
+        (None, Ok(())) => anyhow::bail!("no HTTP answer: {text:?}"),
     }
+}
+
+/// Whether the body has the length that the head tells; a server need not close.
+fn is_whole(text: &str) -> bool {
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let lines = head.lines().map(str::to_ascii_lowercase);
+    let mut lengths = lines.filter_map(|line| {
+        let length = line.strip_prefix("content-length:")?;
+        length.trim().parse::<usize>().ok()
+    });
+    lengths.next().is_some_and(|length| body.len() >= length)
 }
