@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -117,7 +117,8 @@ impl TenantId {
 
 impl Default for TenantId {
     fn default() -> Self {
-        Self(Self::DEFAULT.into())
+        static DEFAULT: LazyLock<TenantId> = LazyLock::new(|| TenantId(TenantId::DEFAULT.into()));
+        DEFAULT.clone()
     }
 }
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::Context;
 use crate::error::{Code, Error, Result};
-use crate::relay::openai::not_json;
+use crate::relay::openai::read_json;
 
 /// What is read and thrown away of a body that is too large, so that its sender gets to read the
 /// answer: this many times the limit.
@@ -107,7 +107,7 @@ where
     T: DeserializeOwned,
 {
     let bytes = bytes(context, body).await?;
-    serde_json::from_slice(&bytes).map_err(not_json)
+    read_json(&bytes)
 }
 
 /// One value of a query; the empty text is the same as none.

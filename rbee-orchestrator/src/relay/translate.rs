@@ -49,7 +49,7 @@ pub(crate) fn read_event(
     }
 }
 
-pub(super) fn unreadable(data: &[u8]) -> Error {
+pub(crate) fn unreadable(data: &[u8]) -> Error {
     let shown: String = String::from_utf8_lossy(data).chars().take(120).collect();
     Error::new(
         Code::UpstreamInvalid,

@@ -19,7 +19,7 @@ use crate::relay::connection::Connection;
 use crate::relay::openai::chunk_usage;
 use crate::relay::pool::{Answer, Pool};
 use crate::relay::sse::{self, Splitter};
-use crate::relay::translate::{CompletionWriter, Piece, read_event};
+use crate::relay::translate::{CompletionWriter, Piece, read_event, unreadable};
 
 /// What the client gets of the stream.
 enum Form {
@@ -188,11 +188,15 @@ impl Streaming {
 
     /// Passes whole events on as they are. Nearly all are tokens, and one look tells that.
     fn relay(&mut self, block: Bytes, wants_usage: bool) {
-        let special = memmem::find(&block, b"[DONE]").is_some()
-            || memmem::find(&block, b"\"usage\"").is_some()
-            || memmem::find(&block, b"\"error\"").is_some();
-        if !special {
-            self.tokens += memmem::find_iter(&block, b"data:").count() as u64;
+        let count = |what: &[u8]| memmem::find_iter(&block, what).count() as u64;
+        let events = count(b"data: {");
+        let plain = events > 0
+            && events == count(b"data:")
+            && memmem::find(&block, b"\"usage\"").is_none()
+            && memmem::find(&block, b"\"error\"").is_none()
+            && std::str::from_utf8(&block).is_ok();
+        if plain {
+            self.tokens += events;
             self.ready.push_back(Step::Data(block));
             return;
         }
@@ -217,8 +221,12 @@ impl Streaming {
             return true;
         }
         let Some(data) = sse::data(event) else {
-            return true;
+            return std::str::from_utf8(event).is_ok();
         };
+        if !data.trim_ascii_start().starts_with(b"{") || std::str::from_utf8(&data).is_err() {
+            self.fail(unreadable(&data));
+            return false;
+        }
         if let Some((usage, alone)) = chunk_usage(&data) {
             self.usage = Some(usage);
             return wants_usage || !alone;
