@@ -1,5 +1,7 @@
 //! Log lines on standard error.
 
+use std::io::IsTerminal;
+
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -23,6 +25,7 @@ pub(crate) fn begin(format: LogFormat) -> Result<()> {
     };
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let begun = match format {
         LogFormat::Human => lines.with_target(false).try_init(),
