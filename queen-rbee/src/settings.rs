@@ -14,7 +14,7 @@ use crate::logs::LogFormat;
 
 /// One inference endpoint over the machines that you own.
 #[derive(Debug, Parser)]
-#[command(name = "queen-rbee", version, about)]
+#[command(name = "queen-rbee", version)]
 pub(crate) struct Flags {
     /// Port to listen on; 0 takes a free one and logs it
     #[arg(long, env = "QUEEN_PORT", default_value_t = 8080)]
@@ -143,7 +143,9 @@ fn read_file(path: &Path) -> Result<(Config, File)> {
     let file: File = toml::from_str(&text)?;
     all.remove("allowed_hosts");
     all.remove("hive_token_file");
-    Ok((all.try_into()?, file))
+    let orchestrator: Config = all.try_into()?;
+    orchestrator.check()?;
+    Ok((orchestrator, file))
 }
 
 /// Reads a secret from a file that only its owner can read.

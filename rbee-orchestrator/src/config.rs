@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::ModelRef;
+use crate::error::{Error, Result};
 
 const GIB: u64 = 1 << 30;
 
@@ -24,6 +27,36 @@ pub struct Config {
     pub hives: HivesConfig,
     /// Servers that no hive owns, registered at the start.
     pub workers: Vec<StaticWorker>,
+}
+
+impl Config {
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        for (alias, model) in &self.aliases {
+            let told = |error: Error| Error::invalid(format!("aliases.{alias}: {}", error.message));
+            ModelRef::check_name(alias).map_err(told)?;
+            ModelRef::from_name(model).map_err(told)?;
+        }
+        for (name, command) in &self.hives.commands {
+            if command.first().is_none_or(String::is_empty) {
+                return Err(Error::invalid(format!(
+                    "hives.commands.{name} must begin with a program"
+                )));
+            }
+        }
+        let periods = [
+            ("timeouts.keep_alive", self.timeouts.keep_alive),
+            ("hives.check_interval", self.hives.check_interval),
+            ("hives.loading_interval", self.hives.loading_interval),
+        ];
+        match periods.iter().find(|(_, period)| period.is_zero()) {
+            Some((key, _)) => Err(Error::invalid(format!("{key} must be longer than 0"))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Bounds of the queue.
@@ -158,7 +191,9 @@ pub struct HivesConfig {
     pub local: bool,
     /// The first port that a local hive tries.
     pub port: u16,
-    /// Command templates by name; `default` starts every hive that names none.
+    /// Command templates by name; `default` starts every hive that names none, and is there
+    /// without being named.
+    #[serde(deserialize_with = "with_default_command")]
     pub commands: BTreeMap<String, Vec<String>>,
     /// Where hives call the queen back; the daemon fills in its own address.
     pub queen_url: Option<String>,
@@ -182,13 +217,10 @@ pub struct HivesConfig {
 
 impl Default for HivesConfig {
     fn default() -> Self {
-        let default = ["rbee-hive", "daemon", "--port", "{port}"]
-            .map(str::to_owned)
-            .to_vec();
         HivesConfig {
             local: true,
             port: 9200,
-            commands: BTreeMap::from([("default".to_owned(), default)]),
+            commands: BTreeMap::from([("default".to_owned(), default_command())]),
             queen_url: None,
             log_dir: None,
             check_interval: Duration::from_secs(15),
@@ -198,6 +230,22 @@ impl Default for HivesConfig {
             worker_slots: None,
         }
     }
+}
+
+fn default_command() -> Vec<String> {
+    ["rbee-hive", "daemon", "--port", "{port}"]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+fn with_default_command<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, Vec<String>>, D::Error> {
+    let mut commands = BTreeMap::<String, Vec<String>>::deserialize(from)?;
+    commands
+        .entry("default".to_owned())
+        .or_insert_with(default_command);
+    Ok(commands)
 }
 
 /// A server that no hive owns, as the configuration names it.
@@ -220,4 +268,38 @@ pub struct StaticWorker {
 
 fn one() -> u32 {
     1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Config {
+        serde_json::from_str(json).expect("every key is known")
+    }
+
+    #[test]
+    fn a_command_of_ones_own_leaves_the_default_there() {
+        let commands = read(r#"{"hives": {"commands": {"old": ["hive"]}}}"#)
+            .hives
+            .commands;
+        assert_eq!(commands["old"], ["hive"]);
+        assert_eq!(commands["default"][0], "rbee-hive");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_key() {
+        assert_eq!(Config::default().check(), Ok(()));
+        for (json, key) in [
+            (r#"{"aliases": {"a": "file:../x"}}"#, "aliases.a"),
+            (r#"{"hives": {"commands": {"c": []}}}"#, "hives.commands.c"),
+            (
+                r#"{"timeouts": {"keep_alive": "0s"}}"#,
+                "timeouts.keep_alive",
+            ),
+        ] {
+            let error = read(json).check().expect_err(json);
+            assert!(error.message.contains(key), "{error}");
+        }
+    }
 }

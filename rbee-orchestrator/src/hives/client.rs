@@ -332,7 +332,9 @@ impl HiveClient {
 
     fn token_refused(&self, status: StatusCode) -> Error {
         let said = format!(
-            "refuses the queen's token ({status}); give both the same one: the queen's hive token              (from her configuration or the file <database>.hive-token) must be RBEE_API_TOKEN in              the hive's environment"
+            "refuses the queen's token ({status}); give both the same one: the queen's hive token \
+             (from her configuration or the file <database>.hive-token) must be RBEE_API_TOKEN in \
+             the hive's environment"
         );
         self.unreachable(&said)
             .detail("hive_status", status.as_u16())

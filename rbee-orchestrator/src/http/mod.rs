@@ -99,7 +99,13 @@ impl HttpApi {
         let (head, body) = request.into_parts();
         let (method, path) = (&head.method, head.uri.path());
         let correlation_id = correlation_id(&head.headers);
-        let (id, found) = self.inner.routes.find(method, path);
+        // A HEAD is a GET whose answer goes out without its body (RFC 9110, 9.3.2); the server that
+        // this is mounted in leaves it out.
+        let asked = match *method {
+            Method::HEAD => &Method::GET,
+            _ => method,
+        };
+        let (id, found) = self.inner.routes.find(asked, path);
         let mut response = match self.admit(&head, &found) {
             Err(error) => answer::error(&error, found.is_openai(), &correlation_id),
             Ok((route, is_hive)) => {

@@ -4,7 +4,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response};
 use http_body::Body as HttpBody;
 use serde_json::{Value, json};
 
@@ -76,7 +76,7 @@ fn whole(head: RawHead) -> Response<Body> {
     let headers = response.headers_mut();
     if let Some(after) = head.retry_after {
         headers.insert(RETRY_AFTER, after);
-    } else if head.status == StatusCode::TOO_MANY_REQUESTS {
+    } else if matches!(head.status.as_u16(), 429 | 503) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response

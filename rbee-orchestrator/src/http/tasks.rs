@@ -13,7 +13,7 @@ use super::openai::event_stream;
 use super::{Context, answer, options, read};
 use crate::domain::{
     Constraints, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority, Sampling,
-    SessionId, TaskEvent, TaskInput, TaskRequest, TenantId,
+    SessionId, TaskInput, TaskRequest, TenantId,
 };
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;
@@ -150,12 +150,9 @@ async fn finished(
     context: &Context<'_>,
     mut stream: crate::orchestrator::TaskStream,
 ) -> Result<Response<Body>> {
-    while let Some(event) = stream.next().await {
-        if let TaskEvent::Error { error, .. } = event {
-            return Ok(answer::error(&error, false, context.correlation_id));
-        }
+    if let Err(error) = stream.finished().await {
+        return Ok(answer::error(&error, false, context.correlation_id));
     }
-    stream.settled().await;
     let record = context.orchestrator.task(stream.job()).await?;
     Ok(answer::ok(&object(&record, true)))
 }

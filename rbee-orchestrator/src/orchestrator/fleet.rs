@@ -396,7 +396,7 @@ async fn ask_to_leave(entry: &Entry, stop: bool) -> Result<Stopped> {
     }
 }
 
-/// The pieces that a driver's parts are tested against.
+/// Local hives are child processes, unmanaged ones are reached by TCP.
 pub(super) fn default_transports() -> TransportFactory {
     use crate::transport::{DirectTransport, LocalTransport};
     let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());

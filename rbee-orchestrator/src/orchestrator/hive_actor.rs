@@ -127,7 +127,10 @@ impl HiveActor {
                 self.check().await;
             }
             Err(error) => {
-                tracing::warn!(%hive, %error, "the hive could not be started");
+                match self.managed {
+                    true => tracing::warn!(%hive, %error, "the hive could not be started"),
+                    false => tracing::warn!(%hive, %error, "the hive does not answer"),
+                }
                 self.driver.feed(Event::HiveStarted {
                     hive,
                     result: Err(error),

@@ -108,6 +108,7 @@ impl Builder {
     /// # Errors
     /// `STORE_FAILED`, `INVALID_REQUEST` for a configuration that makes no sense.
     pub async fn start(self) -> Result<Orchestrator> {
+        self.config.check()?;
         let token = self.hive_token.map_or_else(HiveToken::random, Ok)?;
         let mut hive_authorization = HeaderValue::try_from(format!("Bearer {}", token.expose()))
             .map_err(|_| Error::invalid("the hive token can't stand in a header"))?;

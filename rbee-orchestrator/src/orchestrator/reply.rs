@@ -78,6 +78,22 @@ impl TaskStream {
         self.held.flow.poll_settled(cx)
     }
 
+    /// Reads on to the end and waits until it has been recorded, for a caller who wants the result
+    /// and not its pieces. Cancel safe.
+    ///
+    /// # Errors
+    /// Why the task did not complete.
+    pub async fn finished(&mut self) -> Result<()> {
+        let mut failed = None;
+        while let Some(event) = self.next().await {
+            if let TaskEvent::Error { error, .. } = event {
+                failed = Some(error);
+            }
+        }
+        self.settled().await;
+        failed.map_or(Ok(()), Err)
+    }
+
     /// The next event; `None` after the terminal one. Cancel safe.
     pub async fn next(&mut self) -> Option<TaskEvent> {
         poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await

@@ -72,8 +72,7 @@ fn roomiest<'a>(
             .model(request.model)
             .and_then(|model| model.vram_bytes)
             .unwrap_or(0);
-        let full = |(index, until): &(u32, _)| *index == device.index && *until > view.now;
-        view.free_bytes(hive.id(), device) >= needed && !hive.full_devices.iter().any(full)
+        view.has_room(hive, device, needed)
     };
     hives
         .flat_map(|hive| devices(request, hive).map(move |device| (hive, device)))

@@ -149,6 +149,15 @@ impl<'a> ClusterView<'a> {
         device.vram_free_bytes.saturating_sub(reserved)
     }
 
+    /// Whether a new worker that needs `bytes` may go to a device: so much is free, and the hive has
+    /// not just refused one there for want of room. A policy that spawns elsewhere is refused at
+    /// once, and asked again at once.
+    #[must_use]
+    pub fn has_room(&self, hive: &Hive, device: &Device, bytes: u64) -> bool {
+        let left_out = |(index, until): &(u32, _)| *index == device.index && *until > self.now;
+        self.free_bytes(hive.id(), device) >= bytes && !hive.full_devices.iter().any(left_out)
+    }
+
     /// Whether the hive may be started: ours to start, not online, not just failed.
     #[must_use]
     pub fn can_start(&self, hive: &Hive) -> bool {

@@ -1,0 +1,92 @@
+//! A store of one's own that wraps one of ours: every job that ends leaves a line in an audit
+//! trail. A store over another database has the same methods; the library's conformance suite,
+//! which runs below on this one, says what each must do (`cargo test -p rbee-examples --examples`).
+//!
+//! ```sh
+//! tests/parts.sh && . .cache/parts.env       # an engine and a small model, if you have none
+//! cargo build -p rbee-hive
+//! PATH=$PWD/target/debug:$PATH cargo run -p rbee-examples --example custom_store
+//! ```
+
+use anyhow::Result;
+use async_trait::async_trait;
+use rbee_orchestrator::domain::{
+    HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, TaskRequest, UnixMillis,
+};
+use rbee_orchestrator::store::{JobChange, MemoryStore, Store};
+use rbee_orchestrator::{Orchestrator, Result as RbeeResult};
+use uuid::Uuid;
+
+struct Audited<S>(S);
+
+#[async_trait]
+impl<S: Store> Store for Audited<S> {
+    // Called for every job, from the path of requests: it must return at once.
+    fn record(&self, change: JobChange) {
+        if let JobChange::Finished { job, ending, .. } = &change {
+            let tokens = ending.usage.map_or(0, |usage| usage.tokens_out);
+            let state = ending.outcome.state().as_str();
+            eprintln!("audit: job {job} {state}, {tokens} tokens");
+        }
+        self.0.record(change);
+    }
+
+    async fn put_hive(&self, hive: HiveRecord) -> RbeeResult<()> {
+        self.0.put_hive(hive).await
+    }
+
+    async fn remove_hive(&self, id: &HiveId) -> RbeeResult<bool> {
+        self.0.remove_hive(id).await
+    }
+
+    async fn hives(&self) -> RbeeResult<Vec<HiveRecord>> {
+        self.0.hives().await
+    }
+
+    async fn ready(&self) -> RbeeResult<()> {
+        self.0.ready().await
+    }
+
+    async fn flush(&self) -> RbeeResult<()> {
+        self.0.flush().await
+    }
+
+    async fn job(&self, id: JobId) -> RbeeResult<Option<JobRecord>> {
+        self.0.job(id).await
+    }
+
+    async fn jobs(&self, f: &JobFilter, limit: usize, after: Option<&str>) -> RbeeResult<JobPage> {
+        self.0.jobs(f, limit, after).await
+    }
+
+    async fn recover(&self, owner: Uuid, at: UnixMillis) -> RbeeResult<u64> {
+        self.0.recover(owner, at).await
+    }
+
+    async fn close(&self) -> RbeeResult<()> {
+        self.0.close().await
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let store = Audited(MemoryStore::new());
+    let orchestrator = Orchestrator::builder().store(store).start().await?;
+    let answered = tokio::select! {
+        answered = ask(&orchestrator) => answered,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    };
+    orchestrator.shutdown().await;
+    answered
+}
+
+async fn ask(orchestrator: &Orchestrator) -> Result<()> {
+    let task = TaskRequest::prompt("smollm2", "Once upon a time").max_tokens(20);
+    orchestrator.submit(task).await?.finished().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_audited_store_is_still_a_store() {
+    rbee_orchestrator::store::testing::conformance(|| async { Audited(MemoryStore::new()) }).await;
+}
