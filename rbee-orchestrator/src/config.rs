@@ -258,6 +258,8 @@ pub struct StaticWorker {
     pub url: String,
     /// The model it serves.
     pub model_ref: String,
+    /// The name by which it knows the model; `model_ref` without `hf:` when absent.
+    pub served_model: Option<String>,
     /// `openai` (default) or `rbee`.
     #[serde(default)]
     pub protocol: crate::domain::WorkerProtocol,

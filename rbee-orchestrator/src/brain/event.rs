@@ -262,6 +262,8 @@ pub struct WorkerCallback {
     pub hive: Option<HiveId>,
     /// Its model.
     pub model: ModelRef,
+    /// The name by which it knows the model, where that differs.
+    pub served_model: Option<String>,
     /// Kind of device.
     pub backend: String,
     /// Device number.

@@ -306,6 +306,9 @@ impl Brain {
         spec.slots_total = call.slots_total.unwrap_or(spec.slots_total).max(1);
         spec.protocol = call.protocol.unwrap_or(spec.protocol);
         spec.vram_bytes = call.vram_bytes.unwrap_or(spec.vram_bytes);
+        if call.served_model.is_some() {
+            spec.served_model.clone_from(&call.served_model);
+        }
         self.mark_ready(now, id, out);
     }
 
@@ -693,7 +696,7 @@ fn spec_of(call: &WorkerCallback) -> WorkerSpec {
         id: call.id.clone(),
         hive: None,
         model: call.model.clone(),
-        served_model: None,
+        served_model: call.served_model.clone(),
         backend: call.backend.clone(),
         device: call.device.unwrap_or(0),
         host: call.host.clone(),

@@ -73,6 +73,13 @@ impl ModelRef {
         Err(Error::invalid(format!("model {shown:?} {problem}")).param("model"))
     }
 
+    /// The name that a server knows the model by unless somebody says otherwise: engines that
+    /// check it are started with a repository's own name.
+    #[must_use]
+    pub fn served_name(&self) -> &str {
+        self.0.strip_prefix("hf:").unwrap_or(&self.0)
+    }
+
     /// The reference as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

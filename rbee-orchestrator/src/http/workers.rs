@@ -137,6 +137,7 @@ struct Announcement {
     worker_id: Option<String>,
     url: Option<String>,
     model_ref: Option<String>,
+    served_model: Option<String>,
     backend: Option<String>,
     device: Option<u32>,
     hive_id: Option<String>,
@@ -166,6 +167,7 @@ impl Announcement {
             id,
             hive: hive.map(HiveId::new).transpose()?,
             model: ModelRef::from_name(&self.model_ref.ok_or_else(|| missing("model_ref"))?)?,
+            served_model: self.served_model.filter(filled),
             backend: self.backend.unwrap_or_default(),
             device: self.device,
             host,
@@ -199,7 +201,9 @@ where
 {
     const MOST_SLOTS: u32 = 65_536;
     let said: Announcement = read::json(context, body).await?;
-    let call = said.read(Some(WorkerId::mint()), true)?;
+    let mut call = said.read(Some(WorkerId::mint()), true)?;
+    let name = call.model.served_name();
+    call.served_model.get_or_insert_with(|| name.to_owned());
     if !call
         .slots_total
         .is_none_or(|slots| (1..=MOST_SLOTS).contains(&slots))

@@ -352,10 +352,13 @@ impl Orchestrator {
             Some(id) => WorkerId::new(id)?,
             None => WorkerId::new(format!("{}-{port}", host.replace(':', "_")))?,
         };
+        let model = ModelRef::from_name(&worker.model_ref)?;
+        let served_model = worker.served_model.clone();
         self.register_worker(&WorkerCallback {
             id,
             hive: None,
-            model: ModelRef::from_name(&worker.model_ref)?,
+            served_model: served_model.or_else(|| Some(model.served_name().to_owned())),
+            model,
             backend: String::new(),
             device: None,
             host,
