@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 struct Envelope<'a> {
     #[serde(borrow)]
     model: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
     stream: Option<bool>,
     #[serde(borrow)]
@@ -24,6 +24,11 @@ struct Envelope<'a> {
     prompt: Option<&'a RawValue>,
     #[serde(borrow)]
     input: Option<&'a RawValue>,
+}
+
+/// Takes a null as a value too: its place must be known to be written over.
+fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 #[derive(Deserialize)]
