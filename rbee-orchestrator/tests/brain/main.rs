@@ -5,11 +5,13 @@
     reason = "`[id.clone()]` says what is expected better than a slice of a reference does"
 )]
 
+mod dice;
 mod fleet;
 mod loading;
 mod odd_schedulers;
 mod parts;
 mod placement;
+mod random;
 mod requests;
 mod workers;
 mod world;
