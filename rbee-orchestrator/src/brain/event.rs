@@ -10,6 +10,8 @@ use crate::domain::{
 };
 use crate::error::Error;
 
+use super::queue::GroupKey;
+
 /// A request as the brain sees it: not what it says, only what decides where it runs.
 #[derive(Debug, Clone)]
 pub struct JobRequest {
@@ -306,6 +308,8 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) request: Box<JobRequest>,
+    /// The group that it waits or waited in.
+    pub(super) key: GroupKey,
     pub(super) attempt: Attempt,
     pub(super) phase: Phase,
     /// When it must have ended.

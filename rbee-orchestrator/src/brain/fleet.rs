@@ -1,32 +1,37 @@
 //! Hives: starts, reports, losses.
 
-use crate::domain::{Capabilities, HiveId, HiveRecord, HiveStatus, Now};
+use crate::domain::{Capabilities, Device, HiveId, HiveRecord, HiveSpec, HiveStatus, Now};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Hive;
 
 use super::Brain;
 use super::event::{Action, SeenWorker};
+use super::queue::{Group, GroupKey};
 
 impl Brain {
-    /// Registers a hive, in place of an older one of that name. What is known of its process and
-    /// its last report stays unless the place changed.
-    pub fn add_hive(&mut self, mut record: HiveRecord) -> HiveRecord {
+    /// Registers a hive, in place of an older one of that name. What is known of its process, its
+    /// last report and its workers stays unless the place changed.
+    pub fn add_hive(
+        &mut self,
+        now: Now,
+        mut record: HiveRecord,
+        out: &mut Vec<Action>,
+    ) -> HiveRecord {
         let id = record.spec.id.clone();
-        if let Some(old) = self
-            .hives
-            .get(&id)
-            .filter(|old| same_place(&old.record, &record))
-        {
-            record.process = old.record.process.clone();
-            record.capabilities = old.record.capabilities.clone();
-            record.last_seen = old.record.last_seen;
-            let mut hive = old.clone();
-            hive.record = record.clone();
-            self.hives.insert(id, hive);
-        } else {
-            self.hives.insert(id, Hive::new(record.clone()));
+        match self.hives.get_mut(&id) {
+            Some(old) if same_place(&old.record, &record) => {
+                record.process = old.record.process.clone();
+                record.capabilities = old.record.capabilities.clone();
+                record.last_seen = old.record.last_seen;
+                old.record = record.clone();
+            }
+            _ => {
+                self.hives.insert(id.clone(), Hive::new(record.clone()));
+                self.lose_workers_of(now, &id, "was registered at another place", out);
+            }
         }
         self.names.learn(self.hives.values());
+        self.pump_all(now, out);
         record
     }
 
@@ -35,21 +40,30 @@ impl Brain {
     /// # Errors
     /// `HIVE_NOT_FOUND`.
     pub fn remove_hive(&mut self, now: Now, id: &HiveId, out: &mut Vec<Action>) -> Result<Hive> {
-        let hive = self
-            .hives
-            .remove(id)
-            .ok_or_else(|| self.hive_not_found(id))?;
-        let of_hive = self
-            .workers
-            .iter()
-            .filter(|w| w.spec.hive.as_ref() == Some(id));
-        for worker in of_hive.map(|w| w.spec.id.clone()).collect::<Vec<_>>() {
-            let error = Error::new(Code::WorkerFailed, format!("hive {id} was removed"));
-            self.worker_failed(now, &worker, &error, out);
-        }
+        let Some(hive) = self.hives.remove(id) else {
+            return Err(self.hive_not_found(id));
+        };
         self.names.learn(self.hives.values());
+        let not_found = self.hive_not_found(id).param("node");
+        let only_there = |key: &GroupKey, _: &Group| key.constraints.hive.as_ref() == Some(id);
+        for key in self.queue.keys(only_there) {
+            self.end_group(now, &key, &not_found, out);
+        }
+        self.lose_workers_of(now, id, "was removed", out);
         self.pump_all(now, out);
         Ok(hive)
+    }
+
+    fn lose_workers_of(&mut self, now: Now, id: &HiveId, why: &str, out: &mut Vec<Action>) {
+        let error = Error::new(Code::WorkerFailed, format!("hive {id} {why}"));
+        let lost = self.workers_of(id);
+        // All are gone before anyone who waits is placed anew.
+        for worker in &lost {
+            self.forget(worker);
+        }
+        for worker in &lost {
+            self.end_those_who_wait_for(now, worker, &error, out);
+        }
     }
 
     /// Asks for a start unless one is under way.
@@ -76,15 +90,6 @@ impl Brain {
         Some(hive.record.clone())
     }
 
-    /// A hive was stopped on purpose.
-    pub fn hive_stopped(&mut self, now: Now, id: &HiveId, out: &mut Vec<Action>) {
-        if let Some(hive) = self.hives.get_mut(id) {
-            hive.status = HiveStatus::Offline;
-            hive.record.process = None;
-        }
-        self.pump_all(now, out);
-    }
-
     pub(super) fn hive_started(
         &mut self,
         now: Now,
@@ -92,16 +97,12 @@ impl Brain {
         result: Result<()>,
         out: &mut Vec<Action>,
     ) {
-        let retry_after = self.config.hives.retry_after;
-        let Some(hive) = self.hives.get_mut(id) else {
-            return;
-        };
         // Online comes with its first report: only then is it known what it has.
-        if let Err(error) = result {
-            hive.status = HiveStatus::Error;
+        if let Err(error) = result
+            && let Some(hive) = self.hives.get_mut(id)
+        {
             hive.last_error = Some(error);
-            hive.retry_at = now.mono + retry_after;
-            self.pump_all(now, out);
+            self.hive_lost(now, id, HiveStatus::Error, out);
         }
     }
 
@@ -131,6 +132,7 @@ impl Brain {
             // A hive that can't tell what it has: what its registration claims must do.
             hive.record.capabilities = Some(Capabilities {
                 backends: hive.record.spec.backends.clone(),
+                devices: claimed_devices(&hive.record.spec),
                 ..Capabilities::default()
             });
         }
@@ -153,17 +155,28 @@ impl Brain {
             return;
         };
         hive.misses = hive.misses.saturating_add(1);
-        hive.last_error = Some(error);
-        let lost = gone || hive.misses >= offline_after;
-        if !lost || hive.status == HiveStatus::Offline {
-            return;
+        if hive.status != HiveStatus::Error {
+            hive.last_error = Some(error);
         }
-        hive.status = HiveStatus::Offline;
-        let of_hive = self
-            .workers
-            .iter()
-            .filter(|w| w.spec.hive.as_ref() == Some(id));
-        for worker in of_hive.map(|w| w.spec.id.clone()).collect::<Vec<_>>() {
+        let lost = gone || hive.misses >= offline_after;
+        match hive.status {
+            HiveStatus::Online if lost => self.hive_lost(now, id, HiveStatus::Offline, out),
+            // It started and never told what it has: that is a start that failed.
+            HiveStatus::Starting if lost => self.hive_lost(now, id, HiveStatus::Error, out),
+            _ => {}
+        }
+    }
+
+    /// A hive does not vouch for its workers any more, and can't be asked for new ones.
+    fn hive_lost(&mut self, now: Now, id: &HiveId, status: HiveStatus, out: &mut Vec<Action>) {
+        let Some(hive) = self.hives.get_mut(id) else {
+            return;
+        };
+        hive.status = status;
+        if status == HiveStatus::Error {
+            hive.retry_at = now.mono + self.config.hives.retry_after;
+        }
+        for worker in self.workers_of(id) {
             self.doubt(&worker, out);
         }
         self.pump_all(now, out);
@@ -181,4 +194,20 @@ fn same_place(old: &HiveRecord, new: &HiveRecord) -> bool {
         )
     };
     place(old) == place(new)
+}
+
+/// The devices that a registration claims, for a hive that can't report its own.
+fn claimed_devices(spec: &HiveSpec) -> Vec<Device> {
+    const MOST_OF_A_KIND: u32 = 64;
+    let of_kind = |(backend, count): (&String, &u32)| {
+        let backend = backend.clone();
+        (0..(*count).min(MOST_OF_A_KIND)).map(move |index| Device {
+            index,
+            backend: backend.clone(),
+            name: String::new(),
+            vram_total_bytes: 0,
+            vram_free_bytes: 0,
+        })
+    };
+    spec.devices.iter().flat_map(of_kind).collect()
 }

@@ -3,27 +3,34 @@
 //! [`Brain::handle`] takes an event and the time and appends what is to be done. The same code
 //! runs in production and under a test's hand-moved clock.
 
+mod admission;
+mod arrival;
 mod event;
 mod fleet;
 mod jobs;
 mod names;
 mod queue;
+mod spawning;
+mod waiting;
+mod watch;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use crate::config::Config;
-use crate::domain::{HiveId, HiveRecord, JobId, Mono, Now, WorkerId};
+use crate::domain::{HiveId, HiveRecord, JobId, ModelRef, Mono, Now, Worker, WorkerId};
+use crate::error::Result;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
+pub use arrival::{host_and_port, is_loopback};
 pub use event::{
     Action, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder, Spawned, WorkerCallback,
 };
 use event::{Due, Job};
-use names::Names;
+use names::{Meaning, Names};
 use queue::Queue;
-pub use workers::{OrderAnswer, host_and_port, is_loopback};
+pub use spawning::OrderAnswer;
 
 /// The state machine. See the module's documentation.
 pub struct Brain {
@@ -38,12 +45,13 @@ pub struct Brain {
     /// Ready calls for unknown ids, held while a spawn is in flight.
     early_ready: Vec<WorkerCallback>,
     /// Workers that were stopped: a report that was on its way does not bring them back.
-    gone: HashMap<WorkerId, Mono>,
+    gone: HashMap<WorkerId, workers::Tombstone>,
     names: Names,
     queue: Queue,
     jobs: HashMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
     draining: bool,
+    mint: Box<dyn FnMut() -> WorkerId + Send + Sync>,
 }
 
 impl fmt::Debug for Brain {
@@ -79,9 +87,18 @@ impl Brain {
             jobs: HashMap::new(),
             due: BTreeSet::new(),
             draining: false,
+            mint: Box::new(WorkerId::mint),
         };
         brain.names.learn(brain.hives.values());
         brain
+    }
+
+    /// Takes the ids of spawned workers from here instead of a random source, so that a run can
+    /// be repeated.
+    #[must_use]
+    pub fn mint_ids_with(mut self, mint: impl FnMut() -> WorkerId + Send + Sync + 'static) -> Self {
+        self.mint = Box::new(mint);
+        self
     }
 
     /// Takes an event in and appends what is to be done about it.
@@ -106,7 +123,7 @@ impl Brain {
                 self.hive_report(now, &hive, capabilities, workers, out);
             }
             Event::HiveMissed { hive, error, gone } => {
-                self.hive_missed(now, &hive, error, gone, out)
+                self.hive_missed(now, &hive, error, gone, out);
             }
             Event::SpawnAnswered { worker, result } => {
                 self.spawn_answered(now, &worker, result, out);
@@ -138,6 +155,21 @@ impl Brain {
         }
     }
 
+    /// The model that a name means now.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a name that no model may have.
+    pub fn resolve(&self, name: &str) -> Result<ModelRef> {
+        let (Meaning::Certain(model) | Meaning::Fallback(model)) = self.names.resolve(name)?;
+        Ok(model)
+    }
+
+    /// Aliases of a model, sorted.
+    #[must_use]
+    pub fn aliases(&self, model: &ModelRef) -> Vec<String> {
+        self.names.aliases(model)
+    }
+
     /// Jobs that wait for a worker.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -164,7 +196,7 @@ impl Brain {
     pub fn drain(&mut self, now: Now, out: &mut Vec<Action>) {
         self.draining = true;
         for key in self.queue.keys(|_, _| true) {
-            self.end_group(now, &key, &jobs::shutting_down(), out);
+            self.end_group(now, &key, &admission::shutting_down(), out);
         }
     }
 
@@ -189,9 +221,10 @@ impl Brain {
     }
 
     fn is_consistent(&self) -> bool {
-        self.workers
-            .iter()
-            .all(|worker| worker.leases <= worker.spec.slots_total.max(1))
-            && self.queue.len() <= self.jobs.len()
+        let leases_match = |worker: &Worker| {
+            let notes = self.worker_notes.get(&worker.spec.id);
+            notes.is_some_and(|notes| notes.leases.len() == worker.leases as usize)
+        };
+        self.workers.iter().all(leases_match) && self.queue.len() <= self.jobs.len()
     }
 }

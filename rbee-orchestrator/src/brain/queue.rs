@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::domain::{Constraints, HiveId, JobId, ModelRef, Narration, WorkerId};
 
 use super::event::JobRequest;
+use crate::scheduler::PlacementRequest;
 
 /// What makes jobs wait together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,6 +21,15 @@ impl GroupKey {
             model,
             constraints: request.constraints.clone(),
             openai_only: request.openai_only,
+        }
+    }
+
+    /// The same as a scheduler is asked.
+    pub(super) fn request(&self) -> PlacementRequest<'_> {
+        PlacementRequest {
+            model: &self.model,
+            constraints: &self.constraints,
+            openai_only: self.openai_only,
         }
     }
 }
@@ -63,13 +73,24 @@ impl Queue {
         !self.groups.is_empty() && self.groups.contains_key(key)
     }
 
-    /// Puts a job at the end of its group; returns the group and the job's position in it.
-    pub(super) fn push(&mut self, key: GroupKey, job: JobId) -> (&mut Group, usize) {
+    /// Puts a job at the end of its group, with its model's name if it is not known what that
+    /// means; returns its position.
+    pub(super) fn push(&mut self, key: GroupKey, job: JobId, tentative: Option<String>) -> usize {
         self.len += 1;
         let group = self.groups.entry(key).or_default();
+        if tentative.is_some() {
+            group.tentative = tentative;
+        }
         group.jobs.push_back(job);
-        let position = group.jobs.len() - 1;
-        (group, position)
+        group.jobs.len() - 1
+    }
+
+    /// Puts a job that waited elsewhere into a group, by the time of its submission.
+    pub(super) fn insert(&mut self, key: GroupKey, job: JobId) {
+        self.len += 1;
+        let jobs = &mut self.groups.entry(key).or_default().jobs;
+        let at = jobs.partition_point(|waiting| *waiting < job);
+        jobs.insert(at, job);
     }
 
     pub(super) fn front(&self, key: &GroupKey) -> Option<JobId> {
@@ -86,10 +107,10 @@ impl Queue {
         Some(job)
     }
 
-    /// Takes a job out, wherever it stands; says whether it was there.
-    pub(super) fn remove(&mut self, key: &GroupKey, job: JobId) -> bool {
+    /// Takes a job out, wherever it stands.
+    pub(super) fn remove(&mut self, key: &GroupKey, job: JobId) {
         let Some(group) = self.groups.get_mut(key) else {
-            return false;
+            return;
         };
         let before = group.jobs.len();
         group.jobs.retain(|waiting| *waiting != job);
@@ -98,7 +119,6 @@ impl Queue {
         if group.jobs.is_empty() {
             self.groups.remove(key);
         }
-        removed > 0
     }
 
     pub(super) fn take(&mut self, key: &GroupKey) -> Option<Group> {
@@ -113,10 +133,6 @@ impl Queue {
 
     pub(super) fn get_mut(&mut self, key: &GroupKey) -> Option<&mut Group> {
         self.groups.get_mut(key)
-    }
-
-    pub(super) fn groups(&self) -> impl Iterator<Item = (&GroupKey, &Group)> {
-        self.groups.iter()
     }
 
     /// Keys of the groups that `wanted` accepts, those whose first job waits longest first.

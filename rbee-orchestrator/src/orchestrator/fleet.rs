@@ -63,7 +63,7 @@ impl Orchestrator {
         let handle = self.make_handle(&HiveRecord::new(spec.clone()))?;
         let record = self
             .driver
-            .decide(|brain, _, _| brain.add_hive(HiveRecord::new(spec.clone())));
+            .decide(|brain, now, out| brain.add_hive(now, HiveRecord::new(spec.clone()), out));
         let handle = match &record.process {
             Some(_) => self.make_handle(&record)?,
             None => handle,
@@ -228,7 +228,7 @@ impl Orchestrator {
     /// `CONFLICT` when another worker of that id is at work, `HIVE_NOT_FOUND`.
     pub fn register_worker(&self, call: &WorkerCallback) -> Result<()> {
         self.driver
-            .decide(|brain, _, out| brain.register_worker(call, out))
+            .decide(|brain, now, out| brain.register_worker(now, call, out))
     }
 
     /// Every model that hives have or had reported, on one hive or on all, and those of workers

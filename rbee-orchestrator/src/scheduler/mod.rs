@@ -5,11 +5,11 @@ mod placement;
 mod round_robin;
 mod view;
 
-use crate::domain::{Constraints, HiveId, ModelRef, WorkerId};
+use crate::domain::{Constraints, HiveId, ModelRef, Worker, WorkerId, WorkerProtocol};
 use crate::error::Error;
 
 pub use least_loaded::LeastLoaded;
-pub use placement::place_new_worker;
+pub use placement::{place_another_worker, place_new_worker};
 pub use round_robin::RoundRobin;
 pub use view::{ClusterView, Hive, Workers};
 
@@ -22,6 +22,23 @@ pub struct PlacementRequest<'a> {
     pub constraints: &'a Constraints,
     /// Whether only a worker that speaks OpenAI's protocol will do.
     pub openai_only: bool,
+}
+
+impl PlacementRequest<'_> {
+    /// Whether a worker with the model may take the requests: it is where they may run, and
+    /// speaks what they need.
+    #[must_use]
+    pub fn is_served_by(&self, worker: &Worker) -> bool {
+        self.is_allowed_on(worker)
+            && (!self.openai_only || worker.spec.protocol == WorkerProtocol::OpenAi)
+    }
+
+    fn is_allowed_on(&self, worker: &Worker) -> bool {
+        let (wanted, spec) = (self.constraints, &worker.spec);
+        (wanted.hive.is_none() || wanted.hive == spec.hive)
+            && wanted.backend.as_ref().is_none_or(|b| *b == spec.backend)
+            && wanted.device.is_none_or(|device| device == spec.device)
+    }
 }
 
 /// A scheduler's answer.

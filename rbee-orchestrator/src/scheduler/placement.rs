@@ -1,6 +1,7 @@
 //! Where a new worker goes: feasibility first, then the device with the most free memory.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{ClusterView, Hive, Placement, PlacementRequest};
 use crate::domain::{Device, HiveStatus, ModelRef};
@@ -17,6 +18,15 @@ pub fn place_new_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) 
     if view.candidates(request).next().is_some() {
         return Placement::Wait;
     }
+    if let Some(error) = wrong_protocol(request, view) {
+        return Placement::Reject(error);
+    }
+    place_another_worker(request, view)
+}
+
+/// The same for one more worker, whether or not there are others with the model.
+#[must_use]
+pub fn place_another_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Placement {
     let allowed: Vec<&Hive> = view
         .hives
         .values()
@@ -99,46 +109,53 @@ fn devices<'a>(
     })
 }
 
-fn why_not(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {
+/// An error if the model runs where it may, but only on workers that do not speak OpenAI's
+/// protocol: what a hive spawns next would not speak it either.
+fn wrong_protocol(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Error> {
     let model = request.model;
-    if view.workers.with_model(model).next().is_some() && request.openai_only {
-        return Error::invalid(format!(
+    let mut workers = view.workers.with_model(model);
+    let runs = workers.any(|worker| !worker.draining && request.is_allowed_on(worker));
+    (request.openai_only && runs).then(|| {
+        Error::invalid(format!(
             "model {model} is served only by workers of the rbee protocol, which take a plain \
              prompt: send `prompt` to /v2/tasks or /v1/completions"
         ))
-        .param("model");
-    }
-    let broken = allowed
-        .iter()
-        .filter(|hive| hive.status != HiveStatus::Online);
-    let broken_error = || {
-        broken
-            .clone()
-            .find_map(|hive| Some((hive, hive.last_error.as_ref()?)))
-    };
-    let Some(hive) = allowed.iter().find(|hive| hive.model(model).is_some()) else {
-        return match broken_error() {
-            Some((hive, error)) => unreachable(hive, error),
-            None => not_found(model, view),
-        };
-    };
-    if devices(request, hive).next().is_none() && hive.capabilities().is_some() {
-        return no_device(request, hive);
-    }
-    if let Some((hive, error)) = broken_error().filter(|(hive, _)| hive.model(model).is_some()) {
-        return unreachable(hive, error);
-    }
-    no_room(request, view, allowed)
+        .param("model")
+    })
 }
 
-fn unreachable(hive: &Hive, error: &Error) -> Error {
-    let message = format!("hive {} is not available: {}", hive.id(), error.message);
-    Error {
-        message,
+fn why_not(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {
+    let with_model = || {
+        let hives = allowed.iter().copied();
+        hives.filter(|hive| hive.model(request.model).is_some())
+    };
+    let Some(first) = with_model().next() else {
+        let unknown = allowed.iter().find(|hive| hive.capabilities().is_none());
+        let broken = unknown.and_then(|hive| unreachable(hive, view));
+        return broken.unwrap_or_else(|| not_found(request.model, view));
+    };
+    let mut suitable = with_model().filter(|hive| devices(request, hive).next().is_some());
+    if suitable.clone().next().is_none() {
+        return no_device(request, first);
+    }
+    suitable
+        .find_map(|hive| unreachable(hive, view))
+        .unwrap_or_else(|| no_room(request, view, allowed))
+}
+
+/// Why a hive can't be asked, unless it can.
+fn unreachable(hive: &Hive, view: &ClusterView<'_>) -> Option<Error> {
+    const SOON: Duration = Duration::from_secs(1);
+    let error = hive.last_error.as_ref()?;
+    if hive.status == HiveStatus::Online {
+        return None;
+    }
+    let error = Error {
+        message: format!("hive {} is not available: {}", hive.id(), error.message),
         code: Code::HiveUnreachable,
         ..error.clone()
-    }
-    .retry_after(std::time::Duration::from_secs(5))
+    };
+    Some(error.retry_after(hive.retry_at.since(view.now).max(SOON)))
 }
 
 fn not_found(model: &ModelRef, view: &ClusterView<'_>) -> Error {
@@ -210,9 +227,11 @@ fn no_room(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&H
         .iter()
         .find_map(|hive| hive.model(model)?.vram_bytes)
         .unwrap_or(0);
-    let all = allowed
-        .iter()
-        .flat_map(|hive| devices(request, hive).map(|device| view.free_bytes(hive.id(), device)));
+    let usable = |hive: &Hive, device: &Device| !hive.is_full(device.index, view.now);
+    let all = allowed.iter().flat_map(|hive| {
+        let devices = devices(request, hive).filter(move |device| usable(hive, device));
+        devices.map(|device| view.free_bytes(hive.id(), device))
+    });
     let most = all.max().unwrap_or(0);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     Error::new(

@@ -47,6 +47,12 @@ impl Workers {
         self.by_id.get(id)
     }
 
+    /// Whether there is one of that id.
+    #[must_use]
+    pub fn contains(&self, id: &WorkerId) -> bool {
+        self.by_id.contains_key(id)
+    }
+
     /// One worker, to change anything but its id and model.
     pub fn get_mut(&mut self, id: &WorkerId) -> Option<&mut Worker> {
         self.by_id.get_mut(id)
@@ -95,6 +101,19 @@ impl Hive {
         }
     }
 
+    /// Whether the hive said that a device has no room, not long ago.
+    #[must_use]
+    pub fn is_full(&self, device: u32, now: Mono) -> bool {
+        let full = |(index, until): &(u32, Mono)| *index == device && *until > now;
+        self.full_devices.iter().any(full)
+    }
+
+    /// Leaves a device out until then.
+    pub fn leave_out(&mut self, device: u32, until: Mono) {
+        self.full_devices.retain(|(index, _)| *index != device);
+        self.full_devices.push((device, until));
+    }
+
     /// Its name.
     #[must_use]
     pub fn id(&self) -> &HiveId {
@@ -134,7 +153,7 @@ impl<'a> ClusterView<'a> {
         let request = *request;
         self.workers
             .with_model(request.model)
-            .filter(move |worker| !worker.draining && serves(worker, &request))
+            .filter(move |worker| !worker.draining && request.is_served_by(worker))
     }
 
     /// Free memory of a device in bytes, less what its loading workers will still take.
@@ -154,8 +173,7 @@ impl<'a> ClusterView<'a> {
     /// once, and asked again at once.
     #[must_use]
     pub fn has_room(&self, hive: &Hive, device: &Device, bytes: u64) -> bool {
-        let left_out = |(index, until): &(u32, _)| *index == device.index && *until > self.now;
-        self.free_bytes(hive.id(), device) >= bytes && !hive.full_devices.iter().any(left_out)
+        !hive.is_full(device.index, self.now) && self.free_bytes(hive.id(), device) >= bytes
     }
 
     /// Whether the hive may be started: ours to start, not online, not just failed.
@@ -164,17 +182,4 @@ impl<'a> ClusterView<'a> {
         let stopped = matches!(hive.status, HiveStatus::Offline | HiveStatus::Error);
         stopped && hive.retry_at <= self.now
     }
-}
-
-fn serves(worker: &Worker, request: &PlacementRequest<'_>) -> bool {
-    use crate::domain::WorkerProtocol::OpenAi;
-    let wanted = request.constraints;
-    let speaks = !request.openai_only || worker.spec.protocol == OpenAi;
-    speaks
-        && (wanted.hive.is_none() || wanted.hive == worker.spec.hive)
-        && wanted
-            .backend
-            .as_ref()
-            .is_none_or(|b| *b == worker.spec.backend)
-        && wanted.device.is_none_or(|d| d == worker.spec.device)
 }

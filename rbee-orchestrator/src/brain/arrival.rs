@@ -1,0 +1,212 @@
+//! How workers come into service: by a callback, or because an administrator registers them.
+
+use std::sync::Arc;
+
+use crate::domain::{Now, Worker, WorkerId, WorkerSpec};
+use crate::error::{Code, Error, Result};
+
+use super::Brain;
+use super::event::{Action, Due, WorkerCallback};
+use super::workers::Notes;
+
+/// Ready calls for unknown ids that are held at once, at most.
+const EARLY_CALLS_HELD: usize = 1024;
+
+impl Brain {
+    /// A worker says that it is ready.
+    ///
+    /// # Errors
+    /// `WORKER_NOT_FOUND` for a worker that was stopped, or was never spawned, unless the caller
+    /// showed the callback token and the worker is on its hive's host; `HIVE_NOT_FOUND`.
+    pub fn worker_ready(
+        &mut self,
+        now: Now,
+        call: WorkerCallback,
+        out: &mut Vec<Action>,
+    ) -> Result<()> {
+        let id = self.minted(&call.id).clone();
+        if self.workers.contains(&id) {
+            self.make_ready(now, &id, &call, out);
+            return Ok(());
+        }
+        if self.is_gone(now, &id) {
+            return Err(Error::new(
+                Code::WorkerNotFound,
+                format!("worker {id} was stopped or has failed"),
+            ));
+        }
+        if self.is_spawn_in_flight() {
+            if self.early_ready.len() < EARLY_CALLS_HELD {
+                self.early_ready.push(call);
+            }
+            return Ok(());
+        }
+        let spec = self.vouched_for(&call)?;
+        self.add(spec);
+        self.make_ready(now, &id, &call, out);
+        Ok(())
+    }
+
+    /// Takes the word of a hive for a worker that the queen did not ask for.
+    fn vouched_for(&self, call: &WorkerCallback) -> Result<WorkerSpec> {
+        let Some(hive) = call.hive.as_ref().filter(|_| call.trusted) else {
+            return Err(Error::new(
+                Code::WorkerNotFound,
+                format!(
+                    "worker {} was never spawned by this queen; a hive that adopts one must show \
+                     its token and name itself in hive_id, and a server that no hive owns is \
+                     registered with POST /v2/workers/register",
+                    call.id
+                ),
+            ));
+        };
+        let known = self.hives.get(hive);
+        let known = known.ok_or_else(|| self.hive_not_found(hive))?;
+        let hostname = &known.record.spec.hostname;
+        if !is_loopback(&call.host) && call.host != *hostname {
+            return Err(Error::invalid(format!(
+                "worker {} is at {}, which is not its hive's host {hostname}",
+                call.id, call.host
+            ))
+            .param("url"));
+        }
+        Ok(spec_of(call))
+    }
+
+    pub(super) fn make_ready(
+        &mut self,
+        now: Now,
+        id: &WorkerId,
+        call: &WorkerCallback,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        let spec = Arc::make_mut(&mut worker.spec);
+        spec.host.clone_from(&call.host);
+        spec.port = call.port;
+        spec.slots_total = call.slots_total.unwrap_or(spec.slots_total).max(1);
+        spec.protocol = call.protocol.unwrap_or(spec.protocol);
+        spec.vram_bytes = call.vram_bytes.unwrap_or(spec.vram_bytes);
+        if call.served_model.is_some() {
+            spec.served_model.clone_from(&call.served_model);
+        }
+        if !worker.ready {
+            // Its memory is no longer reserved; the hive's next report must show it as taken.
+            let hive = worker.spec.hive.clone();
+            out.extend(hive.map(|hive| Action::CheckHive { hive }));
+        }
+        self.mark_ready(now, id, out);
+    }
+
+    pub(super) fn mark_ready(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        worker.ready = true;
+        let model = worker.spec.model.clone();
+        if let Some(notes) = self.worker_notes.get_mut(id) {
+            notes.answered = true;
+            notes.doubted = false;
+            notes.suspect = false;
+            notes.missing = 0;
+            if let Some(due) = notes.load_due.take() {
+                self.due.remove(&(due, Due::Load(id.clone())));
+            }
+        }
+        self.pump_model(now, &model, out);
+    }
+
+    /// Takes in a server that no hive owns; it is used once it answers its health check.
+    ///
+    /// # Errors
+    /// `CONFLICT` when another worker of that id is at work, or a hive runs one.
+    pub fn register_worker(
+        &mut self,
+        now: Now,
+        call: &WorkerCallback,
+        out: &mut Vec<Action>,
+    ) -> Result<()> {
+        if let Some(hive) = &call.hive
+            && !self.hives.contains_key(hive)
+        {
+            return Err(self.hive_not_found(hive).param("node_name"));
+        }
+        let spec = spec_of(call);
+        let old = self.workers.get(&call.id);
+        if old.is_some_and(|old| *old.spec == spec && !old.draining) {
+            return Ok(());
+        }
+        let is_loading = |notes: &Notes| notes.load_due.is_some();
+        let loads = self.worker_notes.get(&call.id).is_some_and(is_loading);
+        if loads || old.is_some_and(|old| old.leases > 0) {
+            return Err(Error::new(
+                Code::Conflict,
+                format!(
+                    "worker {} is at work; shut it down first or take another worker_id",
+                    call.id
+                ),
+            ));
+        }
+        let replaced = self.forget(&call.id);
+        let worker = self.add(spec);
+        out.push(Action::CheckWorker { worker });
+        if let Some(model) = replaced {
+            self.pump_model(now, &model, out);
+        }
+        Ok(())
+    }
+
+    /// Puts a worker into the registry that runs already.
+    pub(super) fn add(&mut self, spec: WorkerSpec) -> Arc<WorkerSpec> {
+        self.names.learn_ref(&spec.model);
+        let id = spec.id.clone();
+        let worker = Worker::loading(spec);
+        let spec = worker.spec.clone();
+        self.gone.remove(&id);
+        let notes = Notes {
+            answered: true,
+            ..Notes::default()
+        };
+        self.worker_notes.insert(id, notes);
+        self.workers.insert(worker);
+        spec
+    }
+}
+
+fn spec_of(call: &WorkerCallback) -> WorkerSpec {
+    WorkerSpec {
+        id: call.id.clone(),
+        hive: call.hive.clone(),
+        model: call.model.clone(),
+        served_model: call.served_model.clone(),
+        backend: call.backend.clone(),
+        device: call.device.unwrap_or(0),
+        host: call.host.clone(),
+        port: call.port,
+        protocol: call.protocol.unwrap_or_default(),
+        slots_total: call.slots_total.unwrap_or(1).max(1),
+        vram_bytes: call.vram_bytes.unwrap_or(0),
+    }
+}
+
+/// Host and port of a base URL, `http://host:port`; `None` if it is not one.
+#[must_use]
+pub fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let url = url::Url::parse(url)
+        .ok()
+        .filter(|url| url.scheme() == "http")?;
+    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+    Some((host, url.port_or_known_default()?))
+}
+
+/// Whether a host means the machine that says it.
+#[must_use]
+pub fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let is_address = bare
+        .parse::<std::net::IpAddr>()
+        .is_ok_and(|ip| ip.is_loopback());
+    is_address || host.eq_ignore_ascii_case("localhost")
+}

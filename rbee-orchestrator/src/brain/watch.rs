@@ -1,0 +1,147 @@
+//! What hives say about their workers, and what the workers say themselves.
+
+use std::sync::Arc;
+
+use crate::domain::{HiveId, Now, WorkerId, WorkerSpec};
+use crate::error::{Code, Error};
+
+use super::Brain;
+use super::event::{Action, SeenState, SeenWorker};
+
+/// A worker that is missing from this many lists in a row and does not answer is gone.
+const MISSING_LISTS: u32 = 2;
+
+impl Brain {
+    /// Compares a hive's list with the registry: what it lists is adopted or brought up to date,
+    /// what it does not list any more is doubted.
+    pub(super) fn reconcile(
+        &mut self,
+        now: Now,
+        hive: &HiveId,
+        seen: Vec<SeenWorker>,
+        out: &mut Vec<Action>,
+    ) {
+        let mut listed = Vec::with_capacity(seen.len());
+        for worker in seen {
+            let id = self.minted(&worker.spec.id).clone();
+            self.see(now, hive, &id, worker, out);
+            listed.push(id);
+        }
+        for id in self.workers_of(hive) {
+            let notes = self.worker_notes.get_mut(&id);
+            let Some(notes) = notes.filter(|n| n.answered && !listed.contains(&id)) else {
+                continue;
+            };
+            notes.missing = notes.missing.saturating_add(1);
+            if notes.missing >= MISSING_LISTS {
+                self.doubt(&id, out);
+            }
+        }
+    }
+
+    fn see(
+        &mut self,
+        now: Now,
+        hive: &HiveId,
+        id: &WorkerId,
+        seen: SeenWorker,
+        out: &mut Vec<Action>,
+    ) {
+        let SeenWorker { spec, state } = seen;
+        match self.workers.get(id) {
+            // Two hives may use the same ids; the one that came first keeps it.
+            Some(known) if known.spec.hive.as_ref() != Some(hive) => return,
+            Some(_) => self.update(id, spec),
+            None => {
+                let ends = matches!(state, SeenState::Stopping | SeenState::Failed(_));
+                if ends || self.is_gone(now, id) {
+                    return;
+                }
+                self.add(WorkerSpec {
+                    hive: Some(hive.clone()),
+                    ..spec
+                });
+                self.expect_load(now, id);
+            }
+        }
+        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get_mut(id))
+        else {
+            return;
+        };
+        notes.missing = 0;
+        notes.doubted = false;
+        match state {
+            SeenState::Ready if !worker.ready && !notes.suspect => self.mark_ready(now, id, out),
+            SeenState::Stopping if !worker.draining => {
+                worker.draining = true;
+                let model = worker.spec.model.clone();
+                self.pump_model(now, &model, out);
+            }
+            SeenState::Failed(error) => self.worker_failed(now, id, &error, out),
+            SeenState::Ready | SeenState::Loading | SeenState::Stopping => {}
+        }
+    }
+
+    /// Brings a worker up to date. What decides where requests go stays as it was asked for: a
+    /// hive that words it differently must not make a worker useless to those who wait for it.
+    fn update(&mut self, id: &WorkerId, seen: WorkerSpec) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        let known = &*worker.spec;
+        let spec = WorkerSpec {
+            id: id.clone(),
+            hive: known.hive.clone(),
+            model: known.model.clone(),
+            backend: known.backend.clone(),
+            device: known.device,
+            served_model: seen.served_model.or_else(|| known.served_model.clone()),
+            slots_total: seen.slots_total.max(1),
+            vram_bytes: match seen.vram_bytes {
+                0 => known.vram_bytes,
+                bytes => bytes,
+            },
+            ..seen
+        };
+        if *known != spec {
+            worker.spec = Arc::new(spec);
+        }
+    }
+
+    /// Asks a worker that its hive does not vouch for whether it answers.
+    pub(super) fn doubt(&mut self, id: &WorkerId, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get(id) else {
+            return;
+        };
+        if let Some(notes) = self.worker_notes.get_mut(id) {
+            notes.doubted = true;
+        }
+        out.push(Action::CheckWorker {
+            worker: worker.spec.clone(),
+        });
+    }
+
+    pub(super) fn worker_checked(
+        &mut self,
+        now: Now,
+        id: &WorkerId,
+        answers: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        let doubted = self.worker_notes.get(id).is_some_and(|notes| notes.doubted);
+        match answers {
+            true if !worker.ready => self.mark_ready(now, id, out),
+            true => {}
+            // Busy, not dead: older workers answer no health check while they compute.
+            false if worker.leases > 0 => {}
+            false if doubted => {
+                let error = Error::new(Code::WorkerFailed, format!("worker {id} does not answer"));
+                self.lose_worker(now, id, &error, out);
+            }
+            false => worker.ready = false,
+        }
+    }
+}

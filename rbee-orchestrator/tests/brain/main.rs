@@ -1,0 +1,17 @@
+//! The brain under a clock that is moved by hand.
+
+#![allow(
+    clippy::cloned_ref_to_slice_refs,
+    reason = "`[id.clone()]` says what is expected better than a slice of a reference does"
+)]
+
+mod dice;
+mod fleet;
+mod loading;
+mod odd_schedulers;
+mod parts;
+mod placement;
+mod random;
+mod requests;
+mod workers;
+mod world;

@@ -1,0 +1,343 @@
+//! Random interleavings of everything that can happen, in any order and at any time. A failure
+//! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed.
+
+mod invariants;
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
+
+use rbee_orchestrator::brain::{Event, Report, SeenState, SpawnOrder};
+use rbee_orchestrator::config::Config;
+use rbee_orchestrator::domain::{
+    Attempt, Constraints, JobId, Outcome, UnixMillis, WorkerId, WorkerProtocol,
+};
+use rbee_orchestrator::error::{Code, Error};
+use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
+
+use crate::dice::{Dice, HIVES, Nonsense};
+use crate::parts::{BIG, SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
+use crate::world::World;
+
+const SEEDS: u64 = 300;
+const STEPS: usize = 400;
+const MODELS: [&str; 6] = ["smol", "tiny", SMOL, BIG, "nonsense", "hf:nonsense"];
+
+/// A lease that is out: the router has it.
+type Lease = (JobId, Attempt, WorkerId);
+
+struct Run {
+    dice: Dice,
+    world: World,
+    steps: Vec<String>,
+    actions: Vec<String>,
+    submitted: Vec<JobId>,
+    finished: HashSet<JobId>,
+    leases: Vec<Lease>,
+    returned: Vec<Lease>,
+    /// Ids that were ever seen, to be named again at the wrong time.
+    workers: Vec<WorkerId>,
+    spawning: Vec<WorkerId>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut config = Config::default();
+        config.queue.capacity = 12;
+        config.hives.worker_slots = Some(2);
+        let scheduler: Box<dyn Scheduler> = match seed % 3 {
+            0 => Box::new(LeastLoaded),
+            1 => Box::new(RoundRobin::default()),
+            _ => Box::new(Nonsense(Dice(seed))),
+        };
+        let mut world = World::with(config, scheduler, Vec::new());
+        world.register(spec("a"));
+        Run {
+            dice: Dice(seed),
+            world,
+            steps: Vec::new(),
+            actions: Vec::new(),
+            submitted: Vec::new(),
+            finished: HashSet::new(),
+            leases: Vec::new(),
+            returned: Vec::new(),
+            workers: vec![worker("x-0"), worker("x-1"), worker("x-2")],
+            spawning: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.steps.push(format!("{event:?}"));
+        self.world.tell(event);
+    }
+
+    fn say(&mut self, what: String) {
+        self.steps.push(what);
+    }
+
+    fn step(&mut self) {
+        match self.dice.below(24) {
+            0..=5 => self.submit(),
+            6..=9 => self.return_lease(),
+            10 => self.cancel(),
+            11..=12 => self.answer_spawn(),
+            13..=14 => return self.hive_lists(),
+            15 => self.hive_start_or_miss(),
+            16..=17 => self.worker_event(),
+            18..=19 => self.worker_calls(),
+            20 => self.administrate(),
+            21..=22 => self.pass(),
+            _ => self.turn_the_wall_clock(),
+        }
+        self.check(true);
+    }
+
+    fn constraints(&mut self) -> Constraints {
+        let dice = &mut self.dice;
+        Constraints {
+            hive: dice.one_in(6).then(|| hive(HIVES[dice.below(3)])),
+            backend: dice.one_in(8).then(|| "cpu".into()),
+            device: dice.one_in(8).then(|| dice.below(2) as u32),
+        }
+    }
+
+    fn submit(&mut self) {
+        let constraints = self.constraints();
+        let name = MODELS[self.dice.below(MODELS.len())];
+        let wall = self.world.now.wall;
+        let dice = &mut self.dice;
+        let mut request = self.world.request(name);
+        request.constraints = constraints;
+        request.openai_only = dice.one_in(4);
+        request.queue_timeout = secs(dice.below(60) as u64);
+        request.total_timeout = secs(dice.below(120) as u64);
+        request.deadline = dice.one_in(8).then(|| wall + secs(dice.below(60) as u64));
+        self.submitted.push(request.id);
+        self.tell(Event::Submit(Box::new(request)));
+    }
+
+    fn cancel(&mut self) {
+        let unknown = JobId(uuid::Uuid::max());
+        let job = self.dice.pick(&self.submitted).unwrap_or(unknown);
+        let error = Error::new(Code::Cancelled, "gone");
+        self.tell(Event::Cancel { job, error });
+    }
+
+    /// A lease comes back, or, now and then, one comes back again.
+    fn return_lease(&mut self) {
+        let again = self.dice.one_in(10);
+        let lease = match again {
+            true => self.dice.pick(&self.returned),
+            false if self.leases.is_empty() => None,
+            false => {
+                let at = self.dice.below(self.leases.len());
+                let lease = self.leases.swap_remove(at);
+                self.returned.push(lease.clone());
+                Some(lease)
+            }
+        };
+        let Some((job, attempt, worker)) = lease else {
+            return;
+        };
+        let mut report = Report::of(match self.dice.below(3) {
+            0 => Outcome::Failed(failed("broken off")),
+            1 => Outcome::Cancelled(Error::new(Code::Cancelled, "gone")),
+            _ => Outcome::Complete,
+        });
+        report.suspect = self.dice.one_in(4);
+        self.tell(Event::AttemptEnded {
+            job,
+            attempt,
+            worker,
+            report: Box::new(report),
+        });
+    }
+
+    fn any_worker(&mut self) -> WorkerId {
+        self.dice.pick(&self.workers).unwrap()
+    }
+
+    fn answer_spawn(&mut self) {
+        let id = match self.dice.below(8) {
+            0 => self.any_worker(),
+            _ if self.spawning.is_empty() => return,
+            _ => {
+                let at = self.dice.below(self.spawning.len());
+                self.spawning.swap_remove(at)
+            }
+        };
+        let result = match self.dice.below(6) {
+            0 => Err(Error::new(Code::InsufficientVram, "full")),
+            1 => Err(failed("no engine")),
+            2 => Ok(self.any_worker()),
+            _ => Ok(id.clone()),
+        };
+        self.say(format!("{id} spawned: {result:?}"));
+        self.world.answer_spawn(&id, result);
+    }
+
+    fn state(&mut self) -> SeenState {
+        match self.dice.below(8) {
+            0 => SeenState::Stopping,
+            1 => SeenState::Failed(failed("died")),
+            2..=3 => SeenState::Loading,
+            _ => SeenState::Ready,
+        }
+    }
+
+    fn protocol(&mut self) -> WorkerProtocol {
+        match self.dice.one_in(4) {
+            true => WorkerProtocol::Rbee,
+            false => WorkerProtocol::OpenAi,
+        }
+    }
+
+    fn hive_lists(&mut self) {
+        let name = HIVES[self.dice.below(3)];
+        let mut listed = Vec::new();
+        for _ in 0..self.dice.below(4) {
+            let id = self.any_worker();
+            let model = MODELS[2 + self.dice.below(2)];
+            let state = self.state();
+            let mut one = seen(name, &id, model, state);
+            one.spec.slots_total = self.dice.below(4) as u32;
+            one.spec.protocol = self.protocol();
+            one.spec.device = self.dice.below(2) as u32;
+            listed.push(one);
+        }
+        // In one list, a worker may take work and another entry may end it.
+        let in_order = listed.len() < 2;
+        self.say(format!("{name} lists {listed:?}"));
+        match self.dice.one_in(3) {
+            true => self.world.list(name, listed),
+            false => {
+                let free = |dice: &mut Dice| dice.below(12) as u64;
+                let devices = [0, 1].map(|at| device(at, "cpu", free(&mut self.dice)));
+                let some = self.dice.below(3);
+                self.world.report(name, report(&devices[..some]), listed);
+            }
+        }
+        self.check(in_order);
+    }
+
+    fn hive_start_or_miss(&mut self) {
+        let name = HIVES[self.dice.below(3)];
+        let kind = self.dice.below(4);
+        self.say(format!("{name}: start or miss, {kind}"));
+        match kind {
+            0 => self.world.started(name, Err(failed("no binary"))),
+            1 => self.world.started(name, Ok(())),
+            _ => self.world.miss(name, kind == 2),
+        }
+    }
+
+    fn worker_event(&mut self) {
+        let worker = self.any_worker();
+        let event = match self.dice.below(8) {
+            0 => Event::WorkerFailed {
+                worker,
+                error: failed("died"),
+            },
+            1..=2 => Event::WorkerStopped { worker },
+            _ => Event::WorkerChecked {
+                worker,
+                answers: !self.dice.one_in(3),
+            },
+        };
+        self.tell(event);
+    }
+
+    fn worker_calls(&mut self) {
+        let id = self.any_worker();
+        let mut call = call(&id, MODELS[2 + self.dice.below(2)]);
+        call.hive = self.dice.one_in(2).then(|| hive(HIVES[self.dice.below(3)]));
+        call.trusted = !self.dice.one_in(4);
+        call.slots_total = Some(self.dice.below(4) as u32);
+        call.protocol = Some(self.protocol());
+        self.say(format!("calls or is registered: {call:?}"));
+        let (now, world) = (self.world.now, &mut self.world);
+        let _ = match self.dice.one_in(4) {
+            true => world.brain.register_worker(now, &call, &mut world.actions),
+            false => world.call_ready(call),
+        };
+    }
+
+    fn administrate(&mut self) {
+        let name = HIVES[self.dice.below(3)];
+        let id = self.any_worker();
+        let kind = self.dice.below(10);
+        let force = self.dice.one_in(2);
+        let constraints = self.constraints();
+        self.say(format!(
+            "administrates {name} {id}: {kind} {force} {constraints:?}"
+        ));
+        let (now, world) = (self.world.now, &mut self.world);
+        let out = &mut world.actions;
+        match kind {
+            0..=2 => world.register(spec(name)),
+            3 => {
+                let mut moved = spec(name);
+                moved.hostname = "10.0.0.9".into();
+                world.register(moved);
+            }
+            4 => drop(world.brain.remove_hive(now, &hive(name), out)),
+            5 => {
+                let id = worker(&format!("ordered-{}", self.steps.len()));
+                let order = SpawnOrder {
+                    model: "smol".into(),
+                    constraints,
+                };
+                let _ = world.brain.order_worker(now, id, &order, out);
+            }
+            6 if self.dice.one_in(10) => world.brain.drain(now, out),
+            _ => drop(world.brain.shutdown_worker(now, &id, force, out)),
+        }
+    }
+
+    fn pass(&mut self) {
+        let time = Duration::from_millis(self.dice.below(20_000) as u64);
+        self.say(format!("{time:?} pass"));
+        self.world.pass(time);
+    }
+
+    fn turn_the_wall_clock(&mut self) {
+        let step = self.dice.below(7_200_000) as i64 - 3_600_000;
+        self.say(format!("the wall clock is turned by {step} ms"));
+        self.world.now.wall = UnixMillis(self.world.now.wall.0 + step);
+        self.tell(Event::Tick);
+    }
+}
+
+/// Runs a seed to its end; returns all that the brain wanted done.
+fn run(seed: u64) -> Vec<String> {
+    let mut run = Run::new(seed);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        for _ in 0..STEPS {
+            run.step();
+        }
+        run.wind_down();
+    }));
+    if let Err(panic) = result {
+        for step in &run.steps {
+            eprintln!("{step}");
+        }
+        eprintln!("seed {seed} failed after these {} steps", run.steps.len());
+        resume_unwind(panic);
+    }
+    run.actions
+}
+
+#[test]
+fn whatever_happens_every_job_ends_once_and_no_slot_is_given_out_twice() {
+    match std::env::var("RBEE_SEED") {
+        Ok(seed) => drop(run(seed.parse().unwrap())),
+        Err(_) => (0..SEEDS).for_each(|seed| drop(run(seed))),
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_actions() {
+    for seed in 0..30 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+}

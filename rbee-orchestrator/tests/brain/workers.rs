@@ -1,0 +1,347 @@
+//! Workers: how they come, are doubted, drained and stopped.
+
+use rbee_orchestrator::brain::{Event, Report, SeenState};
+use rbee_orchestrator::domain::Outcome;
+use rbee_orchestrator::error::{Code, Error};
+
+use crate::parts::{BIG, SMOL, call, device, failed, hive, secs, seen, worker};
+use crate::world::World;
+
+#[test]
+fn a_ready_call_under_the_hives_own_id_is_held_until_the_spawn_is_answered() {
+    let mut world = World::with_hive();
+    let job = world.submit(SMOL);
+    let minted = world.spawned();
+    let own = worker("hives-own");
+    world.call_ready(call(&own, SMOL)).unwrap();
+    assert_eq!(world.runs_on(job), None);
+    world.answer_spawn(&minted, Ok(own));
+    assert_eq!(world.runs_on(job), Some(minted));
+}
+
+#[test]
+fn a_call_that_was_held_for_a_spawn_that_failed_names_no_later_worker() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let first = world.spawned();
+    let own = worker("hives-own");
+    world.call_ready(call(&own, SMOL)).unwrap();
+    let dead = Event::WorkerFailed {
+        worker: first,
+        error: failed("died"),
+    };
+    world.tell(dead);
+    let job = world.submit(SMOL);
+    let second = world.spawns()[1].1.id.clone();
+    world.answer_spawn(&second, Ok(own));
+    assert_eq!(world.runs_on(job), None, "it has not called yet");
+}
+
+#[test]
+fn both_ids_name_a_worker_that_its_hive_calls_by_another() {
+    let mut world = World::with_hive();
+    let job = world.submit(SMOL);
+    let minted = world.spawned();
+    let own = worker("hives-own");
+    world.answer_spawn(&minted, Ok(own.clone()));
+    world.list("a", vec![seen("a", &own, SMOL, SeenState::Ready)]);
+    assert_eq!(world.runs_on(job), Some(minted.clone()));
+    assert!(!world.has_worker(&own), "it is one worker");
+    world.end(job);
+    world.shut_down(&own, false);
+    assert_eq!(
+        world.stops(),
+        [own.clone()],
+        "the hive is told the id it knows"
+    );
+    world.stopped(&own);
+    assert!(!world.has_worker(&minted));
+    world.list("a", vec![seen("a", &own, SMOL, SeenState::Ready)]);
+    assert!(!world.has_worker(&own) && !world.has_worker(&minted));
+}
+
+#[test]
+fn a_worker_that_is_shut_down_before_its_spawn_is_answered_is_stopped_by_the_id_it_gets() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let minted = world.spawned();
+    world.shut_down(&minted, false);
+    world.answer_spawn(&minted, Ok(worker("hives-own")));
+    assert_eq!(world.stops(), [minted, worker("hives-own")]);
+}
+
+#[test]
+fn a_spawn_that_is_answered_after_it_was_given_up_is_stopped() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let id = world.spawned();
+    world.tell(Event::WorkerFailed {
+        worker: id.clone(),
+        error: failed("died"),
+    });
+    world.answer_spawn(&id, Ok(worker("hives-own")));
+    assert_eq!(world.stops(), [worker("hives-own")]);
+}
+
+#[test]
+fn a_worker_that_called_back_outlives_the_lost_answer_to_its_spawn() {
+    let mut world = World::with_hive();
+    let job = world.submit(SMOL);
+    let id = world.spawned();
+    world.call_ready(call(&id, SMOL)).unwrap();
+    world.answer_spawn(&id, Err(Error::new(Code::HiveUnreachable, "timed out")));
+    assert_eq!(world.runs_on(job), Some(id.clone()));
+    assert!(world.has_worker(&id));
+}
+
+#[test]
+fn a_ready_call_of_a_stranger_needs_the_token_and_its_hives_host() {
+    let mut world = World::with_hive();
+    let stranger = worker("stranger");
+    let ready = |world: &mut World, trusted, host: &str| {
+        let mut call = call(&stranger, SMOL);
+        call.hive = Some(hive("a"));
+        call.trusted = trusted;
+        call.host = host.into();
+        world.call_ready(call).map_err(|error| error.code)
+    };
+    assert_eq!(
+        ready(&mut world, false, "127.0.0.1"),
+        Err(Code::WorkerNotFound)
+    );
+    assert_eq!(
+        ready(&mut world, true, "6.6.6.6"),
+        Err(Code::InvalidRequest)
+    );
+    assert!(!world.has_worker(&stranger));
+    assert_eq!(ready(&mut world, true, "10.0.0.1"), Ok(()));
+    let job = world.submit(SMOL);
+    assert_eq!(world.runs_on(job), Some(stranger));
+}
+
+#[test]
+fn a_worker_missing_from_two_lists_that_does_not_answer_is_removed() {
+    let (mut world, id) = World::with_smol(1);
+    world.list("a", vec![]);
+    assert!(world.checks().is_empty());
+    world.list("a", vec![]);
+    assert_eq!(world.checks(), [id.clone()]);
+    world.check(&id, true);
+    assert!(world.has_worker(&id), "it answers");
+    world.list("a", vec![]);
+    world.check(&id, false);
+    assert!(!world.has_worker(&id));
+}
+
+#[test]
+fn a_worker_that_holds_a_lease_is_busy_and_not_dead() {
+    let (mut world, id) = World::with_smol(1);
+    let job = world.submit(SMOL);
+    for _ in 0..3 {
+        world.list("a", vec![]);
+        world.check(&id, false);
+    }
+    assert!(world.has_worker(&id));
+    world.end(job);
+    assert!(world.brain.workers_to_check().any(|spec| spec.id == id));
+    world.check(&id, false);
+    assert!(!world.has_worker(&id));
+}
+
+#[test]
+fn a_worker_that_was_lost_comes_back_with_its_hives_next_list() {
+    let (mut world, id) = World::with_smol(1);
+    world.miss("a", true);
+    world.check(&id, false);
+    assert!(!world.has_worker(&id));
+    world.list("a", vec![seen("a", &id, SMOL, SeenState::Ready)]);
+    let job = world.submit(SMOL);
+    assert_eq!(world.runs_on(job), Some(id));
+}
+
+#[test]
+fn a_late_report_does_not_bring_a_stopped_worker_back() {
+    let (mut world, id) = World::with_smol(1);
+    world.shut_down(&id, false);
+    world.stopped(&id);
+    world.list("a", vec![seen("a", &id, SMOL, SeenState::Ready)]);
+    let mut late = call(&id, SMOL);
+    late.hive = Some(hive("a"));
+    late.trusted = true;
+    assert_eq!(
+        world.call_ready(late).unwrap_err().code,
+        Code::WorkerNotFound
+    );
+    assert!(!world.has_worker(&id));
+}
+
+#[test]
+fn a_draining_worker_gets_no_new_work_and_is_stopped_with_its_last_lease() {
+    let (mut world, id) = World::with_smol(2);
+    let jobs = [world.submit(SMOL), world.submit(SMOL)];
+    world.shut_down(&id, false);
+    let next = world.submit(SMOL);
+    assert_ne!(world.runs_on(next), Some(id.clone()));
+    world.end(jobs[0]);
+    assert!(world.stops().is_empty());
+    world.end(jobs[1]);
+    assert_eq!(world.stops(), [id]);
+}
+
+#[test]
+fn those_who_wait_for_a_slot_of_a_worker_that_is_drained_get_another() {
+    let (mut world, id) = World::with_smol(1);
+    world.submit(SMOL);
+    let waiting = world.submit(SMOL);
+    world.shut_down(&id, false);
+    let other = world.spawned();
+    world.ready(&other, SMOL, 1);
+    assert_eq!(world.runs_on(waiting), Some(other));
+}
+
+#[test]
+fn those_who_wait_for_a_load_that_its_hive_breaks_off_get_another() {
+    let mut world = World::with_hive();
+    let job = world.submit(SMOL);
+    let first = world.spawned();
+    world.answer_spawn(&first, Ok(first.clone()));
+    world.list("a", vec![seen("a", &first, SMOL, SeenState::Stopping)]);
+    let second = world.spawns()[1].1.id.clone();
+    world.ready(&second, SMOL, 1);
+    assert_eq!(world.runs_on(job), Some(second));
+}
+
+#[test]
+fn a_forced_shutdown_does_not_wait_for_leases() {
+    let (mut world, id) = World::with_smol(1);
+    let job = world.submit(SMOL);
+    world.shut_down(&id, true);
+    assert_eq!(world.stops(), [id.clone()]);
+    world.stopped(&id);
+    world.end_with(job, Report::of(Outcome::Failed(failed("closed"))));
+    assert_eq!(world.code(job), "WORKER_FAILED");
+}
+
+#[test]
+fn an_external_server_is_used_once_it_answers_its_check() {
+    let mut world = World::new();
+    let id = worker("external");
+    let spec = call(&id, "hf:org/external");
+    let now = world.now;
+    let register = |world: &mut World| {
+        let answer = world.brain.register_worker(now, &spec, &mut world.actions);
+        answer.map_err(|error| error.code)
+    };
+    assert_eq!(register(&mut world), Ok(()));
+    assert_eq!(world.checks(), [id.clone()]);
+    let job = world.submit("org/external");
+    assert_eq!(world.runs_on(job), None);
+    world.check(&id, true);
+    assert_eq!(world.runs_on(job), Some(id.clone()));
+    assert_eq!(
+        register(&mut world),
+        Ok(()),
+        "the same again is no conflict"
+    );
+    world.shut_down(&id, false);
+    assert_eq!(register(&mut world), Err(Code::Conflict));
+    world.end(job);
+    assert!(!world.has_worker(&id));
+}
+
+#[test]
+fn a_worker_that_is_registered_again_starts_without_the_leases_of_its_earlier_life() {
+    let mut world = World::new();
+    let id = worker("external");
+    let spec = call(&id, SMOL);
+    let now = world.now;
+    let register = |world: &mut World| {
+        let answer = world.brain.register_worker(now, &spec, &mut world.actions);
+        answer.unwrap();
+        world.check(&id, true);
+    };
+    register(&mut world);
+    let old = world.submit(SMOL);
+    world.shut_down(&id, true);
+    assert!(!world.has_worker(&id));
+    register(&mut world);
+    let new = world.submit(SMOL);
+    assert_eq!(world.runs_on(new), Some(id.clone()));
+    world.end(old);
+    assert_eq!(world.leases(&id), 1, "the old lease frees no new slot");
+    assert!(!world.is_open(old));
+}
+
+#[test]
+fn a_server_registered_for_another_model_leaves_nobody_waiting_for_the_first() {
+    let mut world = World::new();
+    let id = worker("external");
+    let now = world.now;
+    for name in [SMOL, BIG] {
+        let answer = world
+            .brain
+            .register_worker(now, &call(&id, name), &mut world.actions);
+        answer.unwrap();
+        if name == SMOL {
+            world.submit(SMOL);
+        }
+    }
+    assert_eq!(world.brain.open_jobs(), 0, "there is no {SMOL} any more");
+}
+
+#[test]
+fn a_worker_that_loads_keeps_its_id() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let id = world.spawned();
+    let now = world.now;
+    let answer = world
+        .brain
+        .register_worker(now, &call(&id, BIG), &mut world.actions);
+    assert_eq!(answer.unwrap_err().code, Code::Conflict);
+}
+
+#[test]
+fn a_worker_that_broke_an_attempt_off_gets_work_again_only_when_it_answers_itself() {
+    let (mut world, id) = World::with_smol(1);
+    let job = world.submit(SMOL);
+    let mut report = Report::of(Outcome::Failed(failed("closed without a byte")));
+    report.suspect = true;
+    world.end_with(job, report);
+    assert_eq!(world.checks(), [id.clone()]);
+    let next = world.submit(SMOL);
+    world.list("a", vec![seen("a", &id, SMOL, SeenState::Ready)]);
+    assert_eq!(world.runs_on(next), None, "its hive's word is not enough");
+    assert!(world.brain.workers_to_check().any(|spec| spec.id == id));
+    world.check(&id, true);
+    assert_eq!(world.runs_on(next), Some(id));
+}
+
+#[test]
+fn a_worker_that_reports_fewer_slots_than_it_has_taken_gets_nothing_until_there_is_room() {
+    let (mut world, id) = World::with_smol(3);
+    let jobs = [(); 3].map(|()| world.submit(SMOL));
+    world.list("a", vec![seen("a", &id, SMOL, SeenState::Ready)]);
+    let next = world.submit(SMOL);
+    world.end(jobs[0]);
+    world.end(jobs[1]);
+    assert_eq!(world.runs_on(next), None);
+    world.end(jobs[2]);
+    assert_eq!(world.runs_on(next), Some(id));
+}
+
+#[test]
+fn one_hive_can_not_speak_for_the_worker_of_another() {
+    let (mut world, id) = World::with_smol(1);
+    world.hive("b", &[device(0, "cpu", 8)]);
+    for state in [
+        SeenState::Stopping,
+        SeenState::Failed(failed("died")),
+        SeenState::Ready,
+    ] {
+        world.list("b", vec![seen("b", &id, BIG, state)]);
+    }
+    let job = world.submit(SMOL);
+    assert_eq!(world.runs_on(job), Some(id));
+    world.pass(secs(1));
+}

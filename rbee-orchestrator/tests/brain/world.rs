@@ -1,0 +1,346 @@
+//! A brain, a clock that is moved by hand, and everything that the brain wanted done.
+
+use std::time::Duration;
+
+use rbee_orchestrator::brain::{
+    Action, Brain, Event, JobRequest, Report, SeenState, SeenWorker, Spawned, WorkerCallback,
+};
+use rbee_orchestrator::config::Config;
+use rbee_orchestrator::domain::{
+    Capabilities, Constraints, Device, HiveId, HiveRecord, HiveSpec, JobId, JobKind, Mono, Now,
+    Outcome, Priority, TenantId, UnixMillis, WorkerId, WorkerSpec,
+};
+use rbee_orchestrator::error::{Code, Error, Result};
+use rbee_orchestrator::scheduler::{LeastLoaded, Scheduler};
+use uuid::Uuid;
+
+use crate::parts::{SMOL, call, device, hive, report, secs, seen, spec, worker};
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) brain: Brain,
+    pub(crate) now: Now,
+    pub(crate) actions: Vec<Action>,
+    jobs: u128,
+}
+
+impl World {
+    /// No hive yet.
+    pub(crate) fn new() -> Self {
+        Self::with(Config::default(), Box::new(LeastLoaded), Vec::new())
+    }
+
+    pub(crate) fn with(
+        config: Config,
+        scheduler: Box<dyn Scheduler>,
+        hives: Vec<HiveRecord>,
+    ) -> Self {
+        let mut minted = 0;
+        let brain = Brain::new(config, scheduler, hives).mint_ids_with(move || {
+            minted += 1;
+            worker(&format!("minted-{minted}"))
+        });
+        World {
+            brain,
+            now: Now {
+                mono: Mono(secs(1000)),
+                wall: UnixMillis(1_700_000_000_000),
+            },
+            actions: Vec::new(),
+            jobs: 0,
+        }
+    }
+
+    /// One hive `a` with a CPU of 8 GiB, which runs.
+    pub(crate) fn with_hive() -> Self {
+        let mut world = World::new();
+        world.hive("a", &[device(0, "cpu", 8)]);
+        world
+    }
+
+    /// The same, with a ready smol of so many slots.
+    pub(crate) fn with_smol(slots: u32) -> (Self, WorkerId) {
+        let mut world = World::with_hive();
+        let id = world.adopt("a", "smol-0", SMOL, slots);
+        (world, id)
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        self.brain.handle(self.now, event, &mut self.actions);
+    }
+
+    /// Forgets what was done so far.
+    pub(crate) fn clear(&mut self) {
+        self.actions.clear();
+    }
+
+    /// Lets time pass, with a tick whenever one is due.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let end = self.now.mono + time;
+        while let Some(due) = self.brain.next_due().filter(|due| *due <= end) {
+            self.step(due.since(self.now.mono));
+            self.tell(Event::Tick);
+            assert!(self.brain.next_due().is_none_or(|next| next > due));
+        }
+        self.step(end.since(self.now.mono));
+        self.tell(Event::Tick);
+    }
+
+    fn step(&mut self, time: Duration) {
+        self.now.mono = self.now.mono + time;
+        self.now.wall = self.now.wall + time;
+    }
+
+    // Hives
+
+    pub(crate) fn register(&mut self, spec: HiveSpec) {
+        let record = HiveRecord::new(spec);
+        self.brain.add_hive(self.now, record, &mut self.actions);
+    }
+
+    /// A hive that runs and has reported.
+    pub(crate) fn hive(&mut self, name: &str, devices: &[Device]) {
+        self.register(spec(name));
+        self.report(name, report(devices), Vec::new());
+        self.clear();
+    }
+
+    pub(crate) fn report(&mut self, name: &str, has: Capabilities, workers: Vec<SeenWorker>) {
+        self.tell(Event::HiveReport {
+            hive: hive(name),
+            capabilities: Some(has),
+            workers,
+        });
+    }
+
+    /// A report of workers alone.
+    pub(crate) fn list(&mut self, name: &str, workers: Vec<SeenWorker>) {
+        self.tell(Event::HiveReport {
+            hive: hive(name),
+            capabilities: None,
+            workers,
+        });
+    }
+
+    pub(crate) fn miss(&mut self, name: &str, gone: bool) {
+        self.tell(Event::HiveMissed {
+            hive: hive(name),
+            error: Error::new(Code::HiveUnreachable, "connection refused"),
+            gone,
+        });
+    }
+
+    pub(crate) fn started(&mut self, name: &str, result: Result<()>) {
+        self.tell(Event::HiveStarted {
+            hive: hive(name),
+            result,
+        });
+    }
+
+    // Workers
+
+    /// A worker that its hive lists as ready.
+    pub(crate) fn adopt(&mut self, on: &str, id: &str, model_name: &str, slots: u32) -> WorkerId {
+        let id = worker(id);
+        let mut listed = seen(on, &id, model_name, SeenState::Ready);
+        listed.spec.slots_total = slots;
+        self.list(on, vec![listed]);
+        id
+    }
+
+    pub(crate) fn answer_spawn(&mut self, id: &WorkerId, result: Result<WorkerId>) {
+        let result = result.map(|id| Spawned {
+            id,
+            host: "127.0.0.1".into(),
+            port: 9000,
+        });
+        self.tell(Event::SpawnAnswered {
+            worker: id.clone(),
+            result,
+        });
+    }
+
+    pub(crate) fn call_ready(&mut self, call: WorkerCallback) -> Result<()> {
+        self.brain.worker_ready(self.now, call, &mut self.actions)
+    }
+
+    /// A spawned worker's whole way: the hive answers, it calls back.
+    pub(crate) fn ready(&mut self, id: &WorkerId, model_name: &str, slots: u32) {
+        self.answer_spawn(id, Ok(id.clone()));
+        let mut call = call(id, model_name);
+        call.slots_total = Some(slots);
+        self.call_ready(call).unwrap();
+    }
+
+    pub(crate) fn check(&mut self, id: &WorkerId, answers: bool) {
+        self.tell(Event::WorkerChecked {
+            worker: id.clone(),
+            answers,
+        });
+    }
+
+    pub(crate) fn shut_down(&mut self, id: &WorkerId, force: bool) {
+        self.brain
+            .shutdown_worker(self.now, id, force, &mut self.actions)
+            .unwrap();
+    }
+
+    pub(crate) fn stopped(&mut self, id: &WorkerId) {
+        self.tell(Event::WorkerStopped { worker: id.clone() });
+    }
+
+    pub(crate) fn has_worker(&self, id: &WorkerId) -> bool {
+        self.brain.view(self.now).workers.contains(id)
+    }
+
+    pub(crate) fn leases(&self, id: &WorkerId) -> u32 {
+        let view = self.brain.view(self.now);
+        view.workers.get(id).map_or(0, |worker| worker.leases)
+    }
+
+    // Jobs
+
+    pub(crate) fn request(&mut self, model_name: &str) -> JobRequest {
+        self.jobs += 1;
+        JobRequest {
+            id: JobId(Uuid::from_u128(self.jobs)),
+            kind: JobKind::Task,
+            model: model_name.into(),
+            constraints: Constraints::default(),
+            openai_only: false,
+            priority: Priority::Interactive,
+            tenant: TenantId::default(),
+            session: None,
+            total_timeout: secs(300),
+            queue_timeout: secs(60),
+            deadline: None,
+        }
+    }
+
+    pub(crate) fn submit(&mut self, model_name: &str) -> JobId {
+        self.submit_with(model_name, |_| {})
+    }
+
+    pub(crate) fn submit_with(
+        &mut self,
+        model_name: &str,
+        change: impl FnOnce(&mut JobRequest),
+    ) -> JobId {
+        let mut request = self.request(model_name);
+        change(&mut request);
+        let id = request.id;
+        self.tell(Event::Submit(Box::new(request)));
+        id
+    }
+
+    /// A job's lease comes back with a whole answer.
+    pub(crate) fn end(&mut self, job: JobId) {
+        self.end_with(job, Report::of(Outcome::Complete));
+    }
+
+    pub(crate) fn end_with(&mut self, job: JobId, report: Report) {
+        let (attempt, worker) = self.attempt_of(job).expect("the job was dispatched");
+        self.tell(Event::AttemptEnded {
+            job,
+            attempt,
+            worker,
+            report: Box::new(report),
+        });
+    }
+
+    fn attempt_of(&self, wanted: JobId) -> Option<(u32, WorkerId)> {
+        self.actions.iter().rev().find_map(|action| match action {
+            Action::Dispatch {
+                job,
+                attempt,
+                worker,
+                ..
+            } if *job == wanted => Some((*attempt, worker.id.clone())),
+            _ => None,
+        })
+    }
+
+    // What was done
+
+    /// Where a job was dispatched to.
+    pub(crate) fn runs_on(&self, job: JobId) -> Option<WorkerId> {
+        self.attempt_of(job).map(|(_, worker)| worker)
+    }
+
+    pub(crate) fn spawns(&self) -> Vec<(HiveId, std::sync::Arc<WorkerSpec>)> {
+        let spawn = |action: &Action| match action {
+            Action::Spawn { hive, worker, .. } => Some((hive.clone(), worker.clone())),
+            _ => None,
+        };
+        self.actions.iter().filter_map(spawn).collect()
+    }
+
+    /// The one worker that was spawned.
+    pub(crate) fn spawned(&self) -> WorkerId {
+        let spawns = self.spawns();
+        assert_eq!(spawns.len(), 1, "{spawns:?}");
+        spawns[0].1.id.clone()
+    }
+
+    pub(crate) fn starts(&self) -> Vec<HiveId> {
+        let start = |action: &Action| match action {
+            Action::StartHive { hive } => Some(hive.clone()),
+            _ => None,
+        };
+        self.actions.iter().filter_map(start).collect()
+    }
+
+    pub(crate) fn stops(&self) -> Vec<WorkerId> {
+        let stop = |action: &Action| match action {
+            Action::StopWorker { worker, .. } => Some(worker.clone()),
+            _ => None,
+        };
+        self.actions.iter().filter_map(stop).collect()
+    }
+
+    pub(crate) fn checks(&self) -> Vec<WorkerId> {
+        let check = |action: &Action| match action {
+            Action::CheckWorker { worker } => Some(worker.id.clone()),
+            _ => None,
+        };
+        self.actions.iter().filter_map(check).collect()
+    }
+
+    pub(crate) fn aborts(&self, wanted: JobId) -> usize {
+        let abort =
+            |action: &&Action| matches!(action, Action::Abort { job, .. } if *job == wanted);
+        self.actions.iter().filter(abort).count()
+    }
+
+    pub(crate) fn told(&self, wanted: JobId) -> Vec<&'static str> {
+        let told = |action: &Action| match action {
+            Action::Narrate { job, narration } if *job == wanted => Some(narration.action),
+            _ => None,
+        };
+        self.actions.iter().filter_map(told).collect()
+    }
+
+    /// How a job ended; at most once.
+    pub(crate) fn outcome(&self, wanted: JobId) -> Option<Outcome> {
+        let finish = |action: &Action| match action {
+            Action::Finish { job, ending, .. } if *job == wanted => Some(ending.outcome.clone()),
+            _ => None,
+        };
+        let ends: Vec<Outcome> = self.actions.iter().filter_map(finish).collect();
+        assert!(ends.len() <= 1, "{wanted} ended twice: {ends:?}");
+        ends.into_iter().next()
+    }
+
+    pub(crate) fn error(&self, job: JobId) -> Error {
+        let outcome = self.outcome(job).expect("the job has ended");
+        outcome.error().expect("with an error").clone()
+    }
+
+    pub(crate) fn code(&self, job: JobId) -> &'static str {
+        self.error(job).code.as_str()
+    }
+
+    pub(crate) fn is_open(&self, job: JobId) -> bool {
+        self.outcome(job).is_none()
+    }
+}
