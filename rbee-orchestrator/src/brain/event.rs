@@ -39,6 +39,19 @@ pub struct JobRequest {
     pub deadline: Option<UnixMillis>,
 }
 
+/// In what state an attempt left its worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Aftermath {
+    /// Ready for the next.
+    #[default]
+    Clean,
+    /// It broke off or did not answer: it needs a check before it gets more.
+    Suspect,
+    /// It may still compute an answer that nobody waits for: its slot is free when it answers a
+    /// check.
+    Computing,
+}
+
 /// What an attempt brought.
 #[derive(Debug, Clone)]
 pub struct Report {
@@ -48,8 +61,8 @@ pub struct Report {
     pub usage: Option<Usage>,
     /// The text, where it is kept.
     pub result: Option<String>,
-    /// Whether the worker did not answer at all, so that it needs a check before it gets more.
-    pub suspect: bool,
+    /// In what state it left the worker.
+    pub aftermath: Aftermath,
 }
 
 impl Report {
@@ -60,7 +73,7 @@ impl Report {
             outcome,
             usage: None,
             result: None,
-            suspect: false,
+            aftermath: Aftermath::Clean,
         }
     }
 }
@@ -302,6 +315,8 @@ pub(super) enum Due {
     Total(JobId),
     /// A load has taken too long.
     Load(WorkerId),
+    /// A worker has computed for nobody for too long.
+    Abandoned(WorkerId),
 }
 
 /// A job that has not ended.

@@ -167,6 +167,28 @@ impl Brain {
         }
     }
 
+    /// A hive could not be reached with an order. Whether it runs is looked at by starting it
+    /// anew, which takes what runs; when that did not help a moment ago, it counts as failed.
+    pub(super) fn hive_refused_connection(
+        &mut self,
+        now: Now,
+        id: &HiveId,
+        error: Error,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(hive) = self.hives.get_mut(id) else {
+            return;
+        };
+        let again = hive.unreached_until > now.mono;
+        hive.unreached_until = now.mono + self.config.hives.retry_after;
+        hive.last_error = Some(error);
+        let status = match again {
+            true => HiveStatus::Error,
+            false => HiveStatus::Offline,
+        };
+        self.hive_lost(now, id, status, out);
+    }
+
     /// A hive does not vouch for its workers any more, and can't be asked for new ones.
     fn hive_lost(&mut self, now: Now, id: &HiveId, status: HiveStatus, out: &mut Vec<Action>) {
         let Some(hive) = self.hives.get_mut(id) else {

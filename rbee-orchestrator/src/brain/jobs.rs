@@ -6,7 +6,7 @@ use crate::domain::{Attempt, Ending, JobId, ModelRef, Now, Outcome, PlacedOn, Wo
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, Due, Phase, Report};
+use super::event::{Action, Aftermath, Due, Phase, Report};
 use super::queue::{GroupKey, Waits};
 
 /// A model that loads is worth asking for again after this long.
@@ -71,8 +71,10 @@ impl Brain {
             .jobs
             .get(&id)
             .is_some_and(|job| job.attempt == attempt && job.phase != Phase::Waiting);
+        let mut until = now.mono + self.config.timeouts.total;
         if is_current && let Some(job) = self.jobs.remove(&id) {
             self.due.remove(&job.due);
+            until = job.total_deadline;
             let ending = Ending {
                 outcome: report.outcome,
                 usage: report.usage,
@@ -85,7 +87,10 @@ impl Brain {
                 ending: Box::new(ending),
             });
         }
-        self.return_lease(now, worker, (id, attempt), report.suspect, out);
+        match report.aftermath {
+            Aftermath::Computing => self.abandon_lease(worker, (id, attempt), until, out),
+            left => self.return_lease(now, worker, (id, attempt), left == Aftermath::Suspect, out),
+        }
     }
 
     /// Ends a job that was never taken in.

@@ -25,7 +25,8 @@ use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 pub use arrival::{host_and_port, is_loopback};
 pub use event::{
-    Action, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder, Spawned, WorkerCallback,
+    Action, Aftermath, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder, Spawned,
+    WorkerCallback,
 };
 use event::{Due, Job};
 use names::{Meaning, Names};
@@ -216,6 +217,7 @@ impl Brain {
                 Due::Queue(job) => self.queue_timed_out(now, job, out),
                 Due::Total(job) => self.total_timed_out(now, job, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
+                Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
             }
         }
     }

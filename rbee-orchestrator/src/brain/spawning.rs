@@ -179,6 +179,13 @@ impl Brain {
                 self.forget(id);
                 self.pump_model(now, &spec.model, out);
             }
+            Err(error) if error.code == Code::HiveUnreachable => {
+                let hive = worker.spec.hive.clone();
+                self.forget(id);
+                if let Some(hive) = hive {
+                    self.hive_refused_connection(now, &hive, error, out);
+                }
+            }
             Err(error) => self.worker_failed(now, id, &error, out),
         }
         self.let_early_calls_go();

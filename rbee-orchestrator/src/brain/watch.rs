@@ -128,6 +128,9 @@ impl Brain {
         answers: bool,
         out: &mut Vec<Action>,
     ) {
+        if answers {
+            self.return_abandoned(now, id, out);
+        }
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };

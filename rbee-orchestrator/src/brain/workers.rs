@@ -31,6 +31,10 @@ pub(super) struct Notes {
     pub(super) suspect: bool,
     /// Attempts that hold a slot. A worker that comes back under its old id starts without any.
     pub(super) leases: HashSet<(JobId, Attempt)>,
+    /// Those of them that nobody waits for while the worker may still compute.
+    pub(super) abandoned: Vec<(JobId, Attempt)>,
+    /// When it is stopped if it still computes them.
+    pub(super) abandoned_due: Option<Mono>,
 }
 
 impl Notes {
@@ -93,6 +97,61 @@ impl Brain {
             self.stop_worker(now, id, out);
         }
         self.pump_model(now, &model, out);
+    }
+
+    /// A client has gone and the worker can't cancel: the slot stays taken until it answers.
+    pub(super) fn abandon_lease(
+        &mut self,
+        id: &WorkerId,
+        lease: (JobId, Attempt),
+        until: Mono,
+        out: &mut Vec<Action>,
+    ) {
+        let (Some(worker), Some(notes)) = (self.workers.get(id), self.worker_notes.get_mut(id))
+        else {
+            return;
+        };
+        if !notes.leases.contains(&lease) {
+            return;
+        }
+        notes.abandoned.push(lease);
+        if notes.abandoned_due.is_none() {
+            notes.abandoned_due = Some(until);
+            self.due.insert((until, Due::Abandoned(id.clone())));
+        }
+        out.push(Action::CheckWorker {
+            worker: worker.spec.clone(),
+        });
+    }
+
+    /// The worker answers, so it computes no more for those who have gone.
+    pub(super) fn return_abandoned(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        let Some(notes) = self.worker_notes.get_mut(id) else {
+            return;
+        };
+        let abandoned = std::mem::take(&mut notes.abandoned);
+        if let Some(due) = notes.abandoned_due.take() {
+            self.due.remove(&(due, Due::Abandoned(id.clone())));
+        }
+        for lease in abandoned {
+            self.return_lease(now, id, lease, false, out);
+        }
+    }
+
+    /// It did not come to an end by the time at which its last client would have given up.
+    pub(super) fn stop_what_nobody_waits_for(
+        &mut self,
+        now: Now,
+        id: &WorkerId,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(notes) = self.worker_notes.get_mut(id) {
+            notes.abandoned_due = None;
+        }
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.draining = true;
+            self.stop_worker(now, id, out);
+        }
     }
 
     /// Takes a worker out of service; it is stopped when its last lease is back, or at once.
@@ -230,6 +289,9 @@ impl Brain {
         if let Some(due) = notes.load_due {
             self.due.remove(&(due, Due::Load(id.clone())));
         }
+        if let Some(due) = notes.abandoned_due {
+            self.due.remove(&(due, Due::Abandoned(id.clone())));
+        }
         if let Some(other) = notes.known_as {
             self.other_ids.remove(&other);
         }
@@ -259,14 +321,22 @@ impl Brain {
         self.config.timeouts.load_deadline(size_bytes)
     }
 
-    /// Workers that the queen checks herself: those that no hive vouches for, and those whose
-    /// hive's word is not enough.
-    pub fn workers_to_check(&self) -> impl Iterator<Item = &Arc<WorkerSpec>> {
-        let own = |worker: &&Worker| {
-            let in_question = |notes: &Notes| notes.doubted || notes.suspect;
-            let notes = || self.worker_notes.get(&worker.spec.id);
-            worker.spec.hive.is_none() || notes().is_some_and(in_question)
+    /// Workers that the queen checks herself: at every turn those that are in question or not ready
+    /// yet without a hive to say so, in a `routine` check all that no hive vouches for.
+    pub fn workers_to_check(&self, routine: bool) -> impl Iterator<Item = &Arc<WorkerSpec>> {
+        let is_due = move |worker: &&Worker| {
+            let in_question =
+                |notes: &Notes| notes.doubted || notes.suspect || !notes.abandoned.is_empty();
+            let own = worker.spec.hive.is_none();
+            (own && (routine || !worker.ready))
+                || self
+                    .worker_notes
+                    .get(&worker.spec.id)
+                    .is_some_and(in_question)
         };
-        self.workers.iter().filter(own).map(|worker| &worker.spec)
+        self.workers
+            .iter()
+            .filter(is_due)
+            .map(|worker| &worker.spec)
     }
 }

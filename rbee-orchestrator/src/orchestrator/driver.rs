@@ -135,7 +135,7 @@ impl Driver {
         let mut core = self.lock();
         core.flows.insert(flow.id(), flow);
         self.decide_in(&mut core, now, |brain, now, out| {
-            brain.handle(now, event, out)
+            brain.handle(now, event, out);
         });
     }
 
@@ -322,20 +322,12 @@ impl Driver {
                 () = tokio::time::sleep(hives.loading_interval) => {}
                 () = self.stop.cancelled() => return,
             }
-            let all = last.elapsed() >= hives.check_interval;
-            if all {
+            let routine = last.elapsed() >= hives.check_interval;
+            if routine {
                 last = Instant::now();
             }
-            let due: Vec<Arc<WorkerSpec>> = self.look(|brain, now| {
-                let view = brain.view(now);
-                let is_ready =
-                    |spec: &WorkerSpec| view.workers.get(&spec.id).is_some_and(|w| w.ready);
-                brain
-                    .workers_to_check()
-                    .filter(|spec| all || !is_ready(spec))
-                    .cloned()
-                    .collect()
-            });
+            let due: Vec<Arc<WorkerSpec>> =
+                self.look(|brain, _| brain.workers_to_check(routine).cloned().collect());
             for worker in due {
                 self.check_worker(worker);
             }

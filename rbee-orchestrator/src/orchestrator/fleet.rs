@@ -113,6 +113,10 @@ impl Orchestrator {
     /// Gives a hive its task.
     pub(super) fn serve_hive(&self, handle: HiveHandle, managed: bool) {
         let handle = Arc::new(handle);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the brain has at most a few orders under way for each worker"
+        )]
         let (orders, inbox) = mpsc::unbounded_channel();
         let actor = HiveActor::new(self.driver.clone(), handle.clone(), managed);
         // The first order of its life: an earlier life's hive that still runs is taken in.

@@ -34,7 +34,7 @@ impl OpenAiRequest {
     pub fn read(kind: JobKind, body: Bytes, options: RequestOptions) -> Result<Self> {
         let input = match kind {
             JobKind::Chat => Input::Messages,
-            JobKind::Embedding => Input::Input,
+            JobKind::Embedding => Input::Texts,
             JobKind::Completion | JobKind::Task => Input::Prompt,
         };
         let body = RequestBody::read(body, input)?;

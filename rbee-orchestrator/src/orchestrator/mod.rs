@@ -132,6 +132,10 @@ impl Builder {
             );
         }
         let records = known_hives(&self.config, store.as_ref()).await?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "at most one event for each slot that there is, and those of running tasks"
+        )]
         let (events, inbox) = mpsc::unbounded_channel();
         let hives = Arc::new(HiveMap::default());
         let connector = Box::new(WorkerConnector(hives.clone()));

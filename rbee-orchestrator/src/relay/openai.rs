@@ -57,7 +57,7 @@ pub(crate) struct RequestBody {
 pub(crate) enum Input {
     Messages,
     Prompt,
-    Input,
+    Texts,
 }
 
 impl RequestBody {
@@ -77,7 +77,7 @@ impl RequestBody {
         let (name, given) = match input {
             Input::Messages => ("messages", envelope.messages),
             Input::Prompt => ("prompt", envelope.prompt),
-            Input::Input => ("input", envelope.input),
+            Input::Texts => ("input", envelope.input),
         };
         let given = given.ok_or_else(|| missing(name))?.get();
         if input == Input::Messages && !given.starts_with('[') {

@@ -49,11 +49,8 @@ struct Event {
 pub(super) fn read_event(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
     let event: Event = serde_json::from_slice(data).map_err(|_| unreadable(data))?;
     match event.r#type.as_str() {
-        "token" => {
-            if !event.t.is_empty() {
-                out.push(Piece::Text(event.t));
-            }
-        }
+        "token" if event.t.is_empty() => {}
+        "token" => out.push(Piece::Text(event.t)),
         "end" => read_end(event, out),
         "error" => {
             let code = event

@@ -10,7 +10,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, R
 use hyper::{Request, StatusCode};
 use serde_json::Value;
 
-use crate::brain::Report;
+use crate::brain::{Aftermath, Report};
 use crate::domain::{
     JobId, JobKind, Outcome, StopReason, TaskRequest, UnixMillis, Usage, WorkerProtocol, WorkerSpec,
 };
@@ -79,7 +79,7 @@ impl Whole {
             outcome,
             usage: self.usage,
             result: None,
-            suspect: false,
+            aftermath: Aftermath::Clean,
         }
     }
 }
@@ -104,7 +104,11 @@ impl Failure {
             outcome,
             usage: None,
             result: None,
-            suspect: self.suspect,
+            aftermath: if self.suspect {
+                Aftermath::Suspect
+            } else {
+                Aftermath::Clean
+            },
         }
     }
 }

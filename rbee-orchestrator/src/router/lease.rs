@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::client_gone;
-use crate::brain::{Event, Report};
-use crate::domain::{Attempt, JobId, Outcome, WorkerSpec};
+use crate::brain::{Aftermath, Event, Report};
+use crate::domain::{Attempt, JobId, Outcome, WorkerProtocol, WorkerSpec};
 
 /// One slot of a worker, held for one attempt of one job.
 ///
@@ -40,6 +40,15 @@ impl Lease {
     /// Gives the slot back and tells what came of the attempt.
     pub(crate) fn end(mut self, report: Report) {
         self.report = Some(Box::new(report));
+    }
+
+    /// Gives the slot back while the worker may still be at work. Closing the connection cancels
+    /// it at an OpenAI worker; of an `rbee` worker only its health check tells.
+    pub(crate) fn end_early(self, mut report: Report) {
+        if self.worker.protocol == WorkerProtocol::Rbee {
+            report.aftermath = Aftermath::Computing;
+        }
+        self.end(report);
     }
 }
 

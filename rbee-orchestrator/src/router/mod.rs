@@ -265,7 +265,7 @@ impl State {
             Stage::Assigned(assignment) => assignment.lease.end(Report::of(outcome.clone())),
             Stage::Opening { lease, opening } => {
                 drop(opening);
-                lease.end(Report::of(outcome.clone()));
+                lease.end_early(Report::of(outcome.clone()));
             }
             Stage::Streaming(stream) => stream.give_back(outcome),
         }

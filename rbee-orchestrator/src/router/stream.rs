@@ -12,7 +12,7 @@ use memchr::memmem;
 use super::Step;
 use super::attempt::{Call, Payload};
 use super::lease::Lease;
-use crate::brain::Report;
+use crate::brain::{Aftermath, Report};
 use crate::domain::{Outcome, StopReason, TaskEvent, Usage, WorkerProtocol};
 use crate::error::{Code, Error};
 use crate::relay::connection::Connection;
@@ -107,7 +107,7 @@ impl Streaming {
     /// Gives the slot back before the stream's end.
     pub(super) fn give_back(mut self, outcome: &Outcome) {
         let report = self.report(outcome.clone());
-        self.lease.end(report);
+        self.lease.end_early(report);
     }
 
     pub(super) fn into_lease(self) -> Lease {
@@ -338,7 +338,11 @@ impl Streaming {
             outcome,
             usage: Some(self.usage()),
             result: keeps_text.then(|| std::mem::take(&mut self.text)),
-            suspect: self.suspect,
+            aftermath: if self.suspect {
+                Aftermath::Suspect
+            } else {
+                Aftermath::Clean
+            },
         }
     }
 

@@ -83,6 +83,8 @@ pub struct Hive {
     pub misses: u32,
     /// Until when it is not started again after a failure.
     pub retry_at: Mono,
+    /// Until when another order that does not reach it counts as a failure.
+    pub unreached_until: Mono,
     /// Devices left out, and until when: the hive said they have no room.
     pub full_devices: Vec<(u32, Mono)>,
 }
@@ -97,6 +99,7 @@ impl Hive {
             last_error: None,
             misses: 0,
             retry_at: Mono::default(),
+            unreached_until: Mono::default(),
             full_devices: Vec::new(),
         }
     }

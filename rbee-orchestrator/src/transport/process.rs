@@ -155,6 +155,7 @@ mod tests {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while ProcessId::of(child.id()).is_some() {
             assert!(std::time::Instant::now() < deadline, "`true` ends");
+            #[expect(clippy::disallowed_methods, reason = "a plain test of a process")]
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         assert!(

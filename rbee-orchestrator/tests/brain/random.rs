@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use rbee_orchestrator::brain::{Event, Report, SeenState, SpawnOrder};
+use rbee_orchestrator::brain::{Aftermath, Event, Report, SeenState, SpawnOrder};
 use rbee_orchestrator::config::Config;
 use rbee_orchestrator::domain::{
     Attempt, Constraints, JobId, Outcome, UnixMillis, WorkerId, WorkerProtocol,
@@ -144,7 +144,11 @@ impl Run {
             1 => Outcome::Cancelled(Error::new(Code::Cancelled, "gone")),
             _ => Outcome::Complete,
         });
-        report.suspect = self.dice.one_in(4);
+        report.aftermath = match (self.dice.one_in(4), self.dice.one_in(8)) {
+            (true, _) => Aftermath::Suspect,
+            (_, true) => Aftermath::Computing,
+            _ => Aftermath::Clean,
+        };
         self.tell(Event::AttemptEnded {
             job,
             attempt,

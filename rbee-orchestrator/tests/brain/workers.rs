@@ -1,6 +1,6 @@
 //! Workers: how they come, are doubted, drained and stopped.
 
-use rbee_orchestrator::brain::{Event, Report, SeenState};
+use rbee_orchestrator::brain::{Aftermath, Event, Report, SeenState};
 use rbee_orchestrator::domain::Outcome;
 use rbee_orchestrator::error::{Code, Error};
 
@@ -143,7 +143,7 @@ fn a_worker_that_holds_a_lease_is_busy_and_not_dead() {
     }
     assert!(world.has_worker(&id));
     world.end(job);
-    assert!(world.brain.workers_to_check().any(|spec| spec.id == id));
+    assert!(world.brain.workers_to_check(true).any(|spec| spec.id == id));
     world.check(&id, false);
     assert!(!world.has_worker(&id));
 }
@@ -306,13 +306,13 @@ fn a_worker_that_broke_an_attempt_off_gets_work_again_only_when_it_answers_itsel
     let (mut world, id) = World::with_smol(1);
     let job = world.submit(SMOL);
     let mut report = Report::of(Outcome::Failed(failed("closed without a byte")));
-    report.suspect = true;
+    report.aftermath = Aftermath::Suspect;
     world.end_with(job, report);
     assert_eq!(world.checks(), [id.clone()]);
     let next = world.submit(SMOL);
     world.list("a", vec![seen("a", &id, SMOL, SeenState::Ready)]);
     assert_eq!(world.runs_on(next), None, "its hive's word is not enough");
-    assert!(world.brain.workers_to_check().any(|spec| spec.id == id));
+    assert!(world.brain.workers_to_check(true).any(|spec| spec.id == id));
     world.check(&id, true);
     assert_eq!(world.runs_on(next), Some(id));
 }
@@ -344,4 +344,24 @@ fn one_hive_can_not_speak_for_the_worker_of_another() {
     let job = world.submit(SMOL);
     assert_eq!(world.runs_on(job), Some(id));
     world.pass(secs(1));
+}
+
+#[test]
+fn a_worker_that_may_still_compute_keeps_its_slot_until_it_answers() {
+    let (mut world, id) = World::with_smol(1);
+    let job = world.submit(SMOL);
+    let mut report = Report::of(Outcome::Cancelled(failed("the client has gone")));
+    report.aftermath = Aftermath::Computing;
+    world.end_with(job, report.clone());
+    assert_eq!(world.checks(), [id.clone()]);
+    world.check(&id, false);
+    assert_eq!(world.leases(&id), 1, "the slot is still taken");
+    world.check(&id, true);
+    assert_eq!(world.leases(&id), 0);
+    assert_eq!(world.brain.next_due(), None);
+
+    let never_ending = world.submit(SMOL);
+    world.end_with(never_ending, report);
+    world.pass(secs(3600));
+    assert_eq!(world.stops(), [id], "its client would have given up by now");
 }

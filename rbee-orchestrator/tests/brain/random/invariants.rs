@@ -75,7 +75,7 @@ impl Run {
         self.spawning.push(spec.id.clone());
     }
 
-    /// Every deadline passes and every lease comes back.
+    /// Every deadline passes, every lease comes back, and every worker answers.
     pub(super) fn wind_down(&mut self) {
         self.say("everything comes to its end".into());
         self.world.pass(secs(7200));
@@ -87,6 +87,15 @@ impl Run {
                 attempt,
                 worker,
                 report,
+            });
+        }
+        let view = self.world.brain.view(self.world.now);
+        let mut workers: Vec<_> = view.workers.iter().map(|w| w.spec.id.clone()).collect();
+        workers.sort_unstable();
+        for worker in workers {
+            self.tell(Event::WorkerChecked {
+                worker,
+                answers: true,
             });
         }
         self.check(true);
