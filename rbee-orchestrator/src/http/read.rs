@@ -52,6 +52,7 @@ where
             all.extend_from_slice(&data);
         }
         if first.len().max(all.len()) > limit {
+            drop((first, all));
             discard(&mut body, limit, patience).await;
             return Err(too_large());
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
 use memchr::memmem;
+use serde::de::IgnoredAny;
 
 use super::Step;
 use super::attempt::{Call, Payload};
@@ -220,13 +221,13 @@ impl Streaming {
             self.outcome = Some(Outcome::Complete);
             return true;
         }
-        let Some(data) = sse::data(event) else {
-            return std::str::from_utf8(event).is_ok();
-        };
-        if !data.trim_ascii_start().starts_with(b"{") || std::str::from_utf8(&data).is_err() {
-            self.fail(unreadable(&data));
+        let is_json = |data: &[u8]| serde_json::from_slice::<IgnoredAny>(data).is_ok();
+        let data = sse::data(event);
+        if std::str::from_utf8(event).is_err() || data.as_ref().is_some_and(|data| !is_json(data)) {
+            self.fail(unreadable(event));
             return false;
         }
+        let Some(data) = data else { return true };
         if let Some((usage, alone)) = chunk_usage(&data) {
             self.usage = Some(usage);
             return wants_usage || !alone;
