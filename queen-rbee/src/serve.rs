@@ -2,14 +2,15 @@
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use rbee_orchestrator::http::HttpApi;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -89,6 +90,14 @@ impl Server {
     }
 }
 
+/// Whether a client begins with HTTP/2's preface (RFC 9113, section 3.4), of which no HTTP/1.1
+/// method shares the first three bytes.
+async fn speaks_http2(stream: &TcpStream) -> bool {
+    let mut first = [0; 3];
+    let peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await;
+    matches!(peeked, Ok(Ok(3))) && first == *b"PRI"
+}
+
 async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
     // Nagle's algorithm with delayed ACKs costs 40 ms for each small write.
     if let Err(error) = stream.set_nodelay(true) {
@@ -98,23 +107,35 @@ async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.call(request).await) }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .writev(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(Some(HEAD_TIMEOUT));
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
-    let served = tokio::select! {
-        served = serving.as_mut() => served,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    let served = match speaks_http2(&stream).await {
+        true => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .keep_alive_interval(Some(HEAD_TIMEOUT));
+            let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                served = serving.as_mut() => served,
+                () = stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
+        false => {
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .writev(false);
+            let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                served = serving.as_mut() => served,
+                () = stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
         }
     };
     if let Err(error) = served {

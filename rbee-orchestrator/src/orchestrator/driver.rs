@@ -266,9 +266,11 @@ impl Driver {
             if received == 0 {
                 return;
             }
-            for event in batch.drain(..) {
-                self.feed(event);
-            }
+            self.decide(|brain, now, out| {
+                for event in batch.drain(..) {
+                    brain.handle(now, event, out);
+                }
+            });
         }
     }
 

@@ -13,7 +13,7 @@ use crate::store::JobChange;
 /// How long changes wait that nobody awaits: the changes of a short job become one write, and an
 /// idle disk syncs a hundred times a second at most. It is what a crash may take of an interactive
 /// stream's record.
-const LINGER: Duration = Duration::from_millis(10);
+const LINGER: Duration = Duration::from_millis(25);
 
 /// Operations in one transaction: enough to spread one sync over many, few enough that a caller
 /// who waits for it does so for milliseconds.
