@@ -1,5 +1,6 @@
 //! Between a worker and its client: connections, event streams, and the two worker protocols.
 
+mod chunked;
 pub(crate) mod connection;
 pub(crate) mod openai;
 pub(crate) mod pool;

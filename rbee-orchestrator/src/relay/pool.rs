@@ -6,12 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::{Request, Response};
 
-use super::connection::{Connection, SendError};
+use super::connection::{Connection, Head, SendError};
 use crate::config::Config;
 use crate::domain::{WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
@@ -48,7 +44,7 @@ pub(crate) struct Pool {
 
 /// An answer that has begun, with the connection that its body comes on.
 pub(crate) struct Answer {
-    pub(crate) response: Response<Incoming>,
+    pub(crate) head: Head,
     pub(crate) connection: Connection,
 }
 
@@ -132,24 +128,19 @@ impl Pool {
             Ok(Err(error)) => return Err(failed(error.to_string())),
             Err(_) => return Err(failed("the connection timed out".to_owned())),
         };
-        Connection::handshake(stream)
-            .await
-            .map_err(|error| failed(error.to_string()))
+        Ok(Connection::new(stream))
     }
 
     /// Asks a worker for its health, on a connection of its own.
     pub(crate) async fn is_healthy(&self, worker: &Arc<WorkerSpec>, time_out: Duration) -> bool {
         let check = async {
             let mut connection = self.fresh(worker).await.ok()?;
-            let request = Request::get("/health")
-                .header(
-                    hyper::header::HOST,
-                    format!("{}:{}", worker.host, worker.port),
-                )
-                .body(Full::default())
-                .ok()?;
-            let answer = connection.send(request).await.ok()?;
-            answer.status().is_success().then_some(())
+            let head = format!(
+                "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n",
+                authority(worker)
+            );
+            let answer = connection.send(head.as_bytes(), b"").await.ok()?;
+            answer.status.is_success().then_some(())
         };
         tokio::time::timeout(time_out, check)
             .await
@@ -163,33 +154,33 @@ impl Pool {
     pub(crate) async fn send(
         &self,
         worker: &Arc<WorkerSpec>,
-        mut make: impl FnMut() -> Request<Full<Bytes>> + Send,
+        head: &[u8],
+        body: &[u8],
     ) -> Result<Answer, NoAnswer> {
         while let Some(mut connection) = self.take(worker) {
             if !connection.is_open().await {
                 continue;
             }
-            match connection.send(make()).await {
-                Ok(response) => {
-                    return Ok(Answer {
-                        response,
-                        connection,
-                    });
-                }
-                Err(SendError::Unsent | SendError::NoAnswer(_)) => break,
+            match connection.send(head, body).await {
+                Ok(head) => return Ok(Answer { head, connection }),
+                Err(SendError::NoAnswer(_)) => break,
                 Err(SendError::Invalid(why)) => return Err(invalid(worker, &why)),
             }
         }
         let mut connection = self.fresh(worker).await?;
-        match connection.send(make()).await {
-            Ok(response) => Ok(Answer {
-                response,
-                connection,
-            }),
+        match connection.send(head, body).await {
+            Ok(head) => Ok(Answer { head, connection }),
             Err(SendError::Invalid(why)) => Err(invalid(worker, &why)),
-            Err(SendError::Unsent) => Err(closed(worker, "the connection was closed")),
             Err(SendError::NoAnswer(why)) => Err(closed(worker, &why)),
         }
+    }
+}
+
+/// Host and port of a worker, as a `Host` header has them.
+pub(crate) fn authority(worker: &WorkerSpec) -> String {
+    match worker.host.contains(':') {
+        true => format!("[{}]:{}", worker.host, worker.port),
+        false => format!("{}:{}", worker.host, worker.port),
     }
 }
 

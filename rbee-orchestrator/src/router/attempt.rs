@@ -4,10 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
-use hyper::{Request, StatusCode};
+use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
 use crate::brain::{Aftermath, Report};
@@ -17,7 +14,7 @@ use crate::domain::{
 use crate::error::{Code, Error, Result};
 use crate::relay::connection::Connection;
 use crate::relay::openai::{RequestBody, answer_usage};
-use crate::relay::pool::{Answer, NoAnswer, Pool};
+use crate::relay::pool::{Answer, NoAnswer, Pool, authority};
 use crate::relay::rbee;
 use crate::relay::sse::{Splitter, events};
 use crate::relay::translate::{CompletionWriter, Piece, openai_request, read_event, worker_error};
@@ -139,10 +136,10 @@ pub(super) async fn open(
 ) -> Result<Opened, Failure> {
     let (paths, body) = outgoing(&worker, &call)?;
     let mut answer = send(&pool, &worker, &call, paths[0], &body).await?;
-    if answer.response.status() == StatusCode::NOT_FOUND && paths.len() > 1 {
+    if answer.head.status == StatusCode::NOT_FOUND && paths.len() > 1 {
         answer = send(&pool, &worker, &call, paths[1], &body).await?;
     }
-    let status = answer.response.status();
+    let status = answer.head.status;
     if !status.is_success() {
         return refused(&pool, &worker, &call, answer).await;
     }
@@ -150,7 +147,7 @@ pub(super) async fn open(
     if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
         return whole(&pool, &worker, &call, answer).await;
     }
-    check_is_stream(&worker, answer.response.headers())?;
+    check_is_stream(&worker, answer.head.content_type.as_ref())?;
     if raw && !call.streams() {
         return whole_completion(&pool, &worker, &call, answer).await;
     }
@@ -201,61 +198,50 @@ async fn send(
     path: &'static str,
     body: &Bytes,
 ) -> Result<Answer, Failure> {
-    let make = || {
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = hyper::Uri::from_static(path);
-        put_headers(request.headers_mut(), worker, call);
-        request
-    };
-    Ok(pool.send(worker, make).await?)
+    let head = request_head(worker, call, path, body.len());
+    Ok(pool.send(worker, &head, body).await?)
 }
 
-fn put_headers(headers: &mut HeaderMap, worker: &WorkerSpec, call: &Call) {
-    headers.reserve(6);
-    let mut put = |name, value: Result<HeaderValue, _>| {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
-    };
-    put(
-        HOST,
-        HeaderValue::try_from(format!("{}:{}", worker.host, worker.port)),
-    );
-    put(
-        CONTENT_TYPE,
-        Ok(HeaderValue::from_static("application/json")),
-    );
-    let correlation = hyper::header::HeaderName::from_static("x-correlation-id");
-    put(
-        correlation,
-        HeaderValue::try_from(call.correlation_id.as_str()),
-    );
+/// A request's head. Every value in it was checked to be able to stand in a header.
+fn request_head(worker: &WorkerSpec, call: &Call, path: &str, length: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(320);
+    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
+    put(&[
+        b"POST ",
+        path.as_bytes(),
+        b" HTTP/1.1\r\nhost: ",
+        authority(worker).as_bytes(),
+    ]);
+    put(&[b"\r\ncontent-type: application/json\r\ncontent-length: "]);
+    put(&[length.to_string().as_bytes()]);
+    if HeaderValue::from_str(&call.correlation_id).is_ok() {
+        put(&[b"\r\nx-correlation-id: ", call.correlation_id.as_bytes()]);
+    }
     if let Some(deadline) = call.deadline {
-        let name = hyper::header::HeaderName::from_static("x-request-deadline");
-        put(name, HeaderValue::try_from(deadline.to_string()));
+        put(&[b"\r\nx-request-deadline: ", deadline.to_string().as_bytes()]);
     }
     if let Some(authorization) = call
         .hive_authorization
         .as_ref()
         .filter(|_| worker.hive.is_some())
     {
-        put(AUTHORIZATION, Ok(authorization.clone()));
+        put(&[b"\r\nauthorization: ", authorization.as_bytes()]);
     }
+    put(&[b"\r\n\r\n"]);
+    head
 }
 
 /// Reads an answer to its end and keeps the connection.
 async fn collect(
     pool: &Pool,
     worker: &WorkerSpec,
-    mut body: Incoming,
     mut connection: Connection,
     limit: usize,
 ) -> Result<Bytes, Failure> {
     let mut first = Bytes::new();
     let mut more = BytesMut::new();
     loop {
-        let next = std::future::poll_fn(|cx| connection.poll_data(&mut body, cx)).await;
+        let next = std::future::poll_fn(|cx| connection.poll_data(cx)).await;
         match next {
             None => break,
             Some(Ok(data)) if first.is_empty() => first = data,
@@ -272,8 +258,7 @@ async fn collect(
             return Err(Error::new(Code::UpstreamInvalid, message).into());
         }
     }
-    let reusable = std::future::poll_fn(|cx| std::task::Poll::Ready(connection.finish(cx))).await;
-    if reusable {
+    if connection.is_reusable() {
         pool.put(worker, connection);
     }
     Ok(if more.is_empty() {
@@ -297,15 +282,8 @@ async fn whole(
     call: &Call,
     answer: Answer,
 ) -> Result<Opened, Failure> {
-    let (head, body) = answer.response.into_parts();
-    let body = collect(
-        pool,
-        worker,
-        body,
-        answer.connection,
-        call.max_response_bytes,
-    )
-    .await?;
+    let Answer { head, connection } = answer;
+    let body = collect(pool, worker, connection, call.max_response_bytes).await?;
     let usage = answer_usage(&body).map_err(|error| {
         let message = format!(
             "worker {} answered with what is not JSON: {error}",
@@ -315,8 +293,8 @@ async fn whole(
     })?;
     Ok(Opened::Whole(Whole {
         status: head.status,
-        content_type: head.headers.get(CONTENT_TYPE).cloned(),
-        retry_after: head.headers.get(RETRY_AFTER).cloned(),
+        content_type: head.content_type,
+        retry_after: head.retry_after,
         body,
         usage,
     }))
@@ -329,15 +307,8 @@ async fn whole_completion(
     call: &Call,
     answer: Answer,
 ) -> Result<Opened, Failure> {
-    let body = answer.response.into_body();
-    let body = collect(
-        pool,
-        worker,
-        body,
-        answer.connection,
-        call.max_response_bytes,
-    )
-    .await?;
+    let connection = answer.connection;
+    let body = collect(pool, worker, connection, call.max_response_bytes).await?;
     let mut pieces = Vec::new();
     let mut splitter = Splitter::new(call.max_response_bytes);
     for event in events(&splitter.push(body).unwrap_or_default()) {
@@ -379,21 +350,14 @@ async fn refused(
     call: &Call,
     answer: Answer,
 ) -> Result<Opened, Failure> {
-    let (head, body) = answer.response.into_parts();
-    let body = collect(
-        pool,
-        worker,
-        body,
-        answer.connection,
-        call.max_response_bytes,
-    )
-    .await?;
-    let retry_after = head.headers.get(RETRY_AFTER).cloned();
+    let Answer { head, connection } = answer;
+    let body = collect(pool, worker, connection, call.max_response_bytes).await?;
+    let retry_after = head.retry_after;
     let for_client = head.status.is_client_error();
     if for_client && matches!(call.payload, Payload::OpenAi { .. }) {
         return Ok(Opened::Whole(Whole {
             status: head.status,
-            content_type: head.headers.get(CONTENT_TYPE).cloned(),
+            content_type: head.content_type,
             retry_after,
             body,
             usage: None,
@@ -424,10 +388,8 @@ pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> Error {
     Error::new(code, format!("{said} (status {})", status.as_u16()))
 }
 
-fn check_is_stream(worker: &WorkerSpec, headers: &HeaderMap) -> Result<()> {
-    let kind = headers
-        .get(CONTENT_TYPE)
-        .map_or(&b""[..], HeaderValue::as_bytes);
+fn check_is_stream(worker: &WorkerSpec, kind: Option<&HeaderValue>) -> Result<()> {
+    let kind = kind.map_or(&b""[..], HeaderValue::as_bytes);
     if kind.to_ascii_lowercase().starts_with(b"text/event-stream") {
         return Ok(());
     }

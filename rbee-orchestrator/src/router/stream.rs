@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::Incoming;
 use memchr::memmem;
 use serde::de::IgnoredAny;
 
@@ -44,7 +43,7 @@ pub(super) enum Next {
 
 pub(super) struct Streaming {
     lease: Lease,
-    source: Option<Source>,
+    source: Option<Connection>,
     splitter: Splitter,
     form: Form,
     ready: VecDeque<Step>,
@@ -58,11 +57,6 @@ pub(super) struct Streaming {
     outcome: Option<Outcome>,
     /// Whether the worker fell silent, so that it needs a check before it gets more.
     suspect: bool,
-}
-
-struct Source {
-    body: Incoming,
-    connection: Connection,
 }
 
 impl Streaming {
@@ -83,10 +77,7 @@ impl Streaming {
         };
         Streaming {
             lease,
-            source: Some(Source {
-                body: answer.response.into_body(),
-                connection: answer.connection,
-            }),
+            source: Some(answer.connection),
             splitter: Splitter::new(call.max_event_bytes),
             form,
             ready: VecDeque::new(),
@@ -138,7 +129,7 @@ impl Streaming {
                 let error = Error::internal("a stream was read past its end");
                 return Poll::Ready(self.ended(Outcome::Failed(error)));
             };
-            match source.connection.poll_data(&mut source.body, cx) {
+            match source.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => self.upstream_ended(),
                 Poll::Ready(Some(Err(error))) => self.lost(&error.to_string()),
@@ -353,14 +344,14 @@ impl Streaming {
             return;
         };
         let at_end = loop {
-            match source.connection.poll_data(&mut source.body, cx) {
+            match source.poll_data(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(None) => break true,
                 Poll::Ready(Some(Err(_))) | Poll::Pending => break false,
             }
         };
-        if at_end && source.connection.finish(cx) {
-            pool.put(&self.lease.worker, source.connection);
+        if at_end && source.is_reusable() {
+            pool.put(&self.lease.worker, source);
         }
     }
 }
