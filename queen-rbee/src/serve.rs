@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
 use rbee_orchestrator::http::HttpApi;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -92,53 +93,84 @@ impl Server {
 
 /// Whether a client begins with HTTP/2's preface (RFC 9113, section 3.4), of which no HTTP/1.1
 /// method shares the first three bytes.
-async fn speaks_http2(stream: &TcpStream) -> bool {
-    let mut first = [0; 3];
-    let peeked = tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await;
-    matches!(peeked, Ok(Ok(3))) && first == *b"PRI"
+async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    const PREFACE: &[u8; 3] = b"PRI";
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut first).await?;
+        if seen == first.len() || seen == 0 || !PREFACE.starts_with(&first[..seen]) {
+            return Ok(first == *PREFACE);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
-    // Nagle's algorithm with delayed ACKs costs 40 ms for each small write.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY was not set");
+    let stall = api.orchestrator().config().timeouts.client_stall;
+    if let Err(error) = prepare(&stream, stall) {
+        tracing::debug!(%error, "a socket option was not set");
     }
     let service = service_fn(move |request: Request<Incoming>| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.call(request).await) }
     });
-    let served = match speaks_http2(&stream).await {
-        true => {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .keep_alive_interval(Some(HEAD_TIMEOUT));
-            let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
-            tokio::select! {
-                served = serving.as_mut() => served,
-                () = stop.cancelled() => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
-                }
-            }
-        }
-        false => {
-            let mut builder = http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .writev(false);
-            let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
-            tokio::select! {
-                served = serving.as_mut() => served,
-                () = stop.cancelled() => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
-                }
-            }
-        }
+    let first = tokio::time::timeout(HEAD_TIMEOUT, speaks_http2(&stream));
+    let http2 = tokio::select! {
+        first = first => match first {
+            Ok(Ok(http2)) => http2,
+            Ok(Err(_)) | Err(_) => return,
+        },
+        () = stop.cancelled() => return,
+    };
+    let served = if http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(HEAD_TIMEOUT));
+        until_stopped(
+            builder.serve_connection(TokioIo::new(stream), service),
+            &stop,
+        )
+        .await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .writev(false);
+        until_stopped(
+            builder.serve_connection(TokioIo::new(stream), service),
+            &stop,
+        )
+        .await
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended with an error");
+    }
+}
+
+/// Nagle's algorithm with delayed ACKs costs 40 ms for each small write; a peer that takes nothing
+/// for `stall` has gone, and its socket with it.
+fn prepare(stream: &TcpStream, stall: Duration) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = stall;
+    Ok(())
+}
+
+/// Serves a connection; when told to stop, it ends after the answers that are under way.
+async fn until_stopped<C: GracefulConnection>(
+    connection: C,
+    stop: &CancellationToken,
+) -> Result<(), C::Error> {
+    let mut serving = pin!(connection);
+    tokio::select! {
+        served = serving.as_mut() => served,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
     }
 }

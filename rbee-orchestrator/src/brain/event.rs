@@ -256,6 +256,14 @@ pub enum Action {
         /// The worker.
         worker: WorkerId,
     },
+    /// Tell a worker that nobody waits for a job any more, then ask whether it answers; answered by
+    /// [`Event::WorkerChecked`].
+    CancelOnWorker {
+        /// The worker.
+        worker: Arc<WorkerSpec>,
+        /// The job.
+        job: JobId,
+    },
     /// Check a hive now; answered by [`Event::HiveReport`] or [`Event::HiveMissed`].
     CheckHive {
         /// The hive.

@@ -119,8 +119,9 @@ impl Brain {
             notes.abandoned_due = Some(until);
             self.due.insert((until, Due::Abandoned(id.clone())));
         }
-        out.push(Action::CheckWorker {
+        out.push(Action::CancelOnWorker {
             worker: worker.spec.clone(),
+            job: lease.0,
         });
     }
 

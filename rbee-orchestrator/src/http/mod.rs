@@ -66,6 +66,8 @@ struct Context<'a> {
     correlation_id: &'a str,
     /// Whether the caller showed the token that hives show.
     is_hive: bool,
+    /// Whether OpenAI's clients read the answer.
+    is_openai: bool,
 }
 
 impl HttpApi {
@@ -106,8 +108,9 @@ impl HttpApi {
             _ => method,
         };
         let (id, found) = self.inner.routes.find(asked, path);
+        let is_openai = path.starts_with("/v1/") && !path.starts_with("/v1/workers/");
         let mut response = match self.admit(&head, &found) {
-            Err(error) => answer::error(&error, found.is_openai(), &correlation_id),
+            Err(error) => answer::error(&error, is_openai, &correlation_id),
             Ok((route, is_hive)) => {
                 let context = Context {
                     orchestrator: &self.inner.orchestrator,
@@ -116,6 +119,7 @@ impl HttpApi {
                     id,
                     correlation_id: &correlation_id,
                     is_hive,
+                    is_openai,
                 };
                 route.answer(&context, body).await
             }

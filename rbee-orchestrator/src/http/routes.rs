@@ -87,15 +87,6 @@ pub(super) enum Found {
 }
 
 impl Found {
-    /// Whether OpenAI's clients read the answer.
-    pub(super) fn is_openai(&self) -> bool {
-        use Route::{Chat, Completions, Embeddings, OpenAiModel, OpenAiModels};
-        matches!(
-            self,
-            Found::Route(Chat | Completions | Embeddings | OpenAiModel | OpenAiModels)
-        )
-    }
-
     /// Whether hives call it.
     pub(super) fn is_callback(&self) -> bool {
         matches!(self, Found::Route(Route::WorkerReady | Route::WorkerFailed))
@@ -186,8 +177,9 @@ impl Route {
                 Err(Error::internal("a request was routed twice"))
             }
         };
-        let openai = Found::Route(self).is_openai();
-        answered.unwrap_or_else(|error| answer::error(&error, openai, context.correlation_id))
+        answered.unwrap_or_else(|error| {
+            answer::error(&error, context.is_openai, context.correlation_id)
+        })
     }
 }
 

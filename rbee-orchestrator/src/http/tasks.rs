@@ -53,6 +53,9 @@ where
     refuse_what_is_not_there_yet(context, &asked)?;
     let streams = asked.stream.unwrap_or(true);
     let task = task(context, asked)?;
+    if task.options.priority == Priority::Batch {
+        return Err(not_yet("priority \"batch\" for tasks", "leave it out"));
+    }
     let stream = context.orchestrator.submit(task).await?;
     let job = HeaderValue::try_from(stream.job().to_string()).expect("a UUID is ASCII");
     let mut response = match streams {
@@ -67,27 +70,26 @@ where
 }
 
 fn refuse_what_is_not_there_yet(context: &Context<'_>, asked: &Submission) -> Result<()> {
-    let not_yet = |what: &str, cure: &str| {
-        let message = format!("this version does not have {what} yet; {cure}");
-        Err(Error::new(Code::NotImplemented, message))
-    };
-    if let Some(name) = &asked.priority
-        && options::priority(name)? == Priority::Batch
-    {
-        return not_yet("priority \"batch\"", "leave it out");
-    }
     let mut preferred = context
         .headers
         .get_all("prefer")
         .iter()
         .filter_map(|v| v.to_str().ok());
     if preferred.any(|value| value.to_ascii_lowercase().contains("respond-async")) {
-        return not_yet("Prefer: respond-async", "keep the connection open instead");
+        return Err(not_yet(
+            "Prefer: respond-async",
+            "keep the connection open instead",
+        ));
     }
     if asked.idempotency_key.is_some() || context.headers.contains_key("idempotency-key") {
-        return not_yet("idempotency keys", "leave the key out");
+        return Err(not_yet("idempotency keys", "leave the key out"));
     }
     Ok(())
+}
+
+fn not_yet(what: &str, cure: &str) -> Error {
+    let message = format!("this version does not have {what} yet; {cure}");
+    Error::new(Code::NotImplemented, message)
 }
 
 fn task(context: &Context<'_>, asked: Submission) -> Result<TaskRequest> {

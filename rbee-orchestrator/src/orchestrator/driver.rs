@@ -1,6 +1,6 @@
 //! Carries out what the brain decides, and tells it what came of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::connector::HiveMap;
 use super::hive_actor::Order;
 use crate::brain::{Action, Brain, Event};
 use crate::config::Config;
-use crate::domain::{HiveId, JobId, Now, WorkerSpec};
+use crate::domain::{HiveId, JobId, Mono, Now, WorkerId, WorkerSpec};
 use crate::error::Error;
 use crate::relay::pool::Pool;
 use crate::router::{Assignment, Flow, Lease, Notice, Patience};
@@ -43,6 +43,8 @@ pub(super) struct Driver {
     /// Counts what changed in the fleet, for those who wait for it.
     pub(super) fleet_changes: watch::Sender<u64>,
     core: Mutex<Core>,
+    /// Workers that are being asked whether they answer.
+    checking: Mutex<HashSet<WorkerId>>,
     timer: Notify,
     /// When the timer fires next, in ms of monotonic time.
     timer_at: AtomicU64,
@@ -79,6 +81,7 @@ impl Driver {
                 flows: HashMap::new(),
                 actions: Vec::new(),
             }),
+            checking: Mutex::default(),
             timer: Notify::new(),
             timer_at: AtomicU64::new(u64::MAX),
         }
@@ -116,7 +119,7 @@ impl Driver {
             self.carry_out(core, action);
         }
         core.actions = actions;
-        self.set_timer(core.brain.next_due().map(|at| at.0));
+        self.set_timer(core.brain.next_due());
         decided
     }
 
@@ -214,7 +217,8 @@ impl Driver {
                 self.order(&hive, Order::StopWorker(worker));
             }
             Action::CheckHive { hive } => self.order(&hive, Order::Check),
-            Action::CheckWorker { worker } => self.check_worker(worker),
+            Action::CheckWorker { worker } => self.check_worker(worker, None),
+            Action::CancelOnWorker { worker, job } => self.check_worker(worker, Some(job)),
         }
     }
 
@@ -224,28 +228,53 @@ impl Driver {
         }
     }
 
-    pub(super) fn check_worker(self: &Arc<Self>, worker: Arc<WorkerSpec>) {
+    /// Asks a worker whether it answers, after it was told that nobody waits for `cancelled`. One
+    /// check of a worker runs at a time.
+    pub(super) fn check_worker(
+        self: &Arc<Self>,
+        worker: Arc<WorkerSpec>,
+        cancelled: Option<JobId>,
+    ) {
         let driver = self.clone();
         self.tasks.spawn(async move {
-            let time_out = driver.config.timeouts.health;
-            let check = driver.pool.is_healthy(&worker, time_out);
+            let check = async {
+                if let Some(job) = cancelled {
+                    driver
+                        .pool
+                        .cancel(&worker, job, driver.config.timeouts.health)
+                        .await;
+                }
+                if !driver.checking().insert(worker.id.clone()) {
+                    return None;
+                }
+                let answers = driver
+                    .pool
+                    .is_healthy(&worker, driver.config.timeouts.health)
+                    .await;
+                driver.checking().remove(&worker.id);
+                Some(answers)
+            };
             let answers = tokio::select! {
                 answers = check => answers,
-                () = driver.stop.cancelled() => return,
+                () = driver.stop.cancelled() => None,
             };
-            tracing::debug!(worker = %worker.id, answers, "checked a worker");
-            driver.feed(Event::WorkerChecked {
-                worker: worker.id.clone(),
-                answers,
-            });
+            if let Some(answers) = answers {
+                tracing::debug!(worker = %worker.id, answers, "checked a worker");
+                driver.feed(Event::WorkerChecked {
+                    worker: worker.id.clone(),
+                    answers,
+                });
+            }
         });
     }
 
+    fn checking(&self) -> MutexGuard<'_, HashSet<WorkerId>> {
+        self.checking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the timer fire in time for what is due first.
-    fn set_timer(&self, due: Option<Duration>) {
-        let due = due.map_or(u64::MAX, |at| {
-            u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
-        });
+    fn set_timer(&self, due: Option<Mono>) {
+        let due = as_ms(due);
         if due < self.timer_at.load(Ordering::Relaxed) {
             self.timer_at.store(due, Ordering::Relaxed);
             self.timer.notify_one();
@@ -277,11 +306,12 @@ impl Driver {
     /// Tells the brain when something has fallen due.
     pub(super) async fn run_timer(self: Arc<Self>) {
         loop {
-            let due = self.look(|brain, _| brain.next_due());
-            let due_ms = due.map_or(u64::MAX, |at| {
-                u64::try_from(at.0.as_millis()).unwrap_or(u64::MAX)
+            // Noted under the lock, as `set_timer` does: neither can miss what the other saw.
+            let due = self.look(|brain, _| {
+                let due = brain.next_due();
+                self.timer_at.store(as_ms(due), Ordering::Relaxed);
+                due
             });
-            self.timer_at.store(due_ms, Ordering::Relaxed);
             // A far end stands for never; something nearer wakes the timer.
             let wait = due.map_or(Duration::from_secs(3600), |at| self.clock.until(at));
             tokio::select! {
@@ -331,7 +361,7 @@ impl Driver {
             let due: Vec<Arc<WorkerSpec>> =
                 self.look(|brain, _| brain.workers_to_check(routine).cloned().collect());
             for worker in due {
-                self.check_worker(worker);
+                self.check_worker(worker, None);
             }
         }
     }
@@ -346,4 +376,11 @@ impl Driver {
             });
         }
     }
+}
+
+/// A time for the atomic; the far end stands for never.
+fn as_ms(due: Option<Mono>) -> u64 {
+    due.map_or(u64::MAX, |at| {
+        u64::try_from(at.0.as_millis()).unwrap_or(u64::MAX)
+    })
 }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use http::StatusCode;
 
 use super::connection::{Connection, Head, SendError};
 use crate::config::Config;
-use crate::domain::{WorkerId, WorkerSpec};
+use crate::domain::{JobId, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
 use crate::transport::HiveStream;
 
@@ -133,18 +134,43 @@ impl Pool {
 
     /// Asks a worker for its health, on a connection of its own.
     pub(crate) async fn is_healthy(&self, worker: &Arc<WorkerSpec>, time_out: Duration) -> bool {
-        let check = async {
+        let head = format!(
+            "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n",
+            authority(worker)
+        );
+        let status = self.ask(worker, &head, "", time_out).await;
+        status.is_some_and(|status| status.is_success())
+    }
+
+    /// Tells an `rbee` worker that nobody waits for a job any more. Older ones have no such call,
+    /// and whether one has stopped is for its health check to tell, so the answer is not read.
+    pub(crate) async fn cancel(&self, worker: &Arc<WorkerSpec>, job: JobId, time_out: Duration) {
+        let body = format!("{{\"job_id\":\"{job}\"}}");
+        let head = format!(
+            "POST /cancel HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
+            authority(worker),
+            body.len()
+        );
+        self.ask(worker, &head, &body, time_out).await;
+    }
+
+    async fn ask(
+        &self,
+        worker: &Arc<WorkerSpec>,
+        head: &str,
+        body: &str,
+        time_out: Duration,
+    ) -> Option<StatusCode> {
+        let answer = async {
             let mut connection = self.fresh(worker).await.ok()?;
-            let head = format!(
-                "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n",
-                authority(worker)
-            );
-            let answer = connection.send(head.as_bytes(), b"").await.ok()?;
-            answer.status.is_success().then_some(())
+            let answer = connection
+                .send(head.as_bytes(), body.as_bytes())
+                .await
+                .ok()?;
+            Some(answer.status)
         };
-        tokio::time::timeout(time_out, check)
-            .await
-            .is_ok_and(|healthy| healthy.is_some())
+        tokio::time::timeout(time_out, answer).await.ok().flatten()
     }
 
     /// Sends a request to a worker and waits for the head of the answer.

@@ -65,6 +65,11 @@ struct Chunk {
     usage: Option<WireUsage>,
     #[serde(default)]
     error: Option<Value>,
+    /// vLLM's older form of an error: `{"object":"error","message":…}`.
+    #[serde(default)]
+    object: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +93,11 @@ struct Delta {
 
 fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
     let chunk: Chunk = serde_json::from_slice(data).map_err(|_| unreadable(data))?;
-    if let Some(error) = chunk.error {
+    let is_error = chunk.object.as_deref() == Some("error");
+    let error = chunk
+        .error
+        .or_else(|| is_error.then(|| json!({"message": chunk.message})));
+    if let Some(error) = error {
         out.push(Piece::Failed(worker_error(&error)));
         return Ok(());
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::brain::Report;
+use crate::brain::{Aftermath, Report};
 use crate::domain::{Attempt, JobId, ModelRef, Narration, Outcome, TaskEvent, UnixMillis};
 use crate::error::{Code, Error};
 use crate::relay::pool::Pool;
@@ -260,14 +260,26 @@ impl State {
 
     /// Drops what the stage holds; a lease goes back with a report of this outcome.
     fn give_back(&mut self, outcome: &Outcome) {
+        let timed_out = outcome
+            .error()
+            .is_some_and(|error| error.code == Code::Timeout);
+        // A worker that let the time pass may hang: it is to answer before it gets more.
+        let aftermath = match timed_out && self.awaiting == Awaiting::Worker {
+            true => Aftermath::Suspect,
+            false => Aftermath::Clean,
+        };
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Waiting | Stage::Over => {}
             Stage::Assigned(assignment) => assignment.lease.end(Report::of(outcome.clone())),
             Stage::Opening { lease, opening } => {
                 drop(opening);
-                lease.end_early(Report::of(outcome.clone()));
+                let report = Report::of(outcome.clone());
+                lease.end_early(Report {
+                    aftermath,
+                    ..report
+                });
             }
-            Stage::Streaming(stream) => stream.give_back(outcome),
+            Stage::Streaming(stream) => stream.give_back(outcome, aftermath),
         }
     }
 

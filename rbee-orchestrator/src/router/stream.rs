@@ -49,8 +49,11 @@ pub(super) struct Streaming {
     ready: VecDeque<Step>,
     usage: Option<Usage>,
     tokens: u64,
+    /// Whether the first text has come, so that silence is no longer the prompt's evaluation.
+    begun: bool,
     /// The whole text, where it is kept as the job's result.
     text: String,
+    max_text_bytes: usize,
     first_token: Option<Instant>,
     stop: Option<(StopReason, Option<String>)>,
     /// How the job ends, once that is known.
@@ -83,7 +86,9 @@ impl Streaming {
             ready: VecDeque::new(),
             usage: None,
             tokens: 0,
+            begun: false,
             text: String::new(),
+            max_text_bytes: call.max_response_bytes,
             first_token: None,
             stop: None,
             outcome: None,
@@ -91,15 +96,17 @@ impl Streaming {
         }
     }
 
-    /// Whether the first token has come, so that silence is no longer the prompt's evaluation.
     pub(super) fn has_begun(&self) -> bool {
-        self.tokens > 0
+        self.begun
     }
 
     /// Gives the slot back before the stream's end.
-    pub(super) fn give_back(mut self, outcome: &Outcome) {
+    pub(super) fn give_back(mut self, outcome: &Outcome, aftermath: Aftermath) {
         let report = self.report(outcome.clone());
-        self.lease.end_early(report);
+        self.lease.end_early(Report {
+            aftermath,
+            ..report
+        });
     }
 
     pub(super) fn into_lease(self) -> Lease {
@@ -184,9 +191,11 @@ impl Streaming {
         let events = count(b"data: {");
         let plain = events > 0
             && events == count(b"data:")
+            && events == count(b"}\n\n")
             && memmem::find(&block, b"\"usage\"").is_none()
             && memmem::find(&block, b"\"error\"").is_none()
             && std::str::from_utf8(&block).is_ok();
+        self.begun |= !self.begun && has_text(&block);
         if plain {
             self.tokens += events;
             self.ready.push_back(Step::Data(block));
@@ -224,7 +233,7 @@ impl Streaming {
             return wants_usage || !alone;
         }
         let mut pieces = Vec::new();
-        if data.trim_ascii_start().starts_with(b"{\"error\"")
+        if memmem::find(&data, b"\"error\"").is_some()
             && read_event(WorkerProtocol::OpenAi, event, &mut pieces).is_ok()
             && let Some(Piece::Failed(error)) = pieces.pop()
         {
@@ -261,6 +270,7 @@ impl Streaming {
     }
 
     fn put_text(&mut self, text: String) {
+        self.begun = true;
         self.first_token.get_or_insert_with(Instant::now);
         let step = match &self.form {
             Form::Completion { writer, .. } => Step::Data(sse::encode(
@@ -268,6 +278,12 @@ impl Streaming {
             )),
             _ => {
                 self.text.push_str(&text);
+                if self.text.len() > self.max_text_bytes {
+                    return self.fail(Error::new(
+                        Code::UpstreamInvalid,
+                        "the worker's answer is longer than limits.max_response_bytes",
+                    ));
+                }
                 Step::Event(TaskEvent::Token {
                     text,
                     index: self.tokens,
@@ -354,4 +370,18 @@ impl Streaming {
             pool.put(&self.lease.worker, source);
         }
     }
+}
+
+/// Whether a chunk carries text: a `content` or `text` that is not empty.
+fn has_text(block: &[u8]) -> bool {
+    let is_filled = |rest: &[u8]| {
+        let value = rest
+            .trim_ascii_start()
+            .strip_prefix(b":")
+            .map(<[u8]>::trim_ascii_start);
+        value.is_some_and(|value| value.starts_with(b"\"") && !value.starts_with(b"\"\""))
+    };
+    let found =
+        |key: &[u8]| memmem::find_iter(block, key).any(|at| is_filled(&block[at + key.len()..]));
+    found(b"content\"") || found(b"\"text\"")
 }
