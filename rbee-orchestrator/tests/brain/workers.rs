@@ -354,7 +354,10 @@ fn a_worker_that_may_still_compute_keeps_its_slot_until_it_answers() {
     report.aftermath = Aftermath::Computing;
     world.end_with(job, report.clone());
     let told = |action: &Action| matches!(action, Action::CancelOnWorker { .. });
-    assert!(world.actions.iter().any(told), "it is told that nobody waits");
+    assert!(
+        world.actions.iter().any(told),
+        "it is told that nobody waits"
+    );
     world.check(&id, false);
     assert_eq!(world.leases(&id), 1, "the slot is still taken");
     world.check(&id, true);
