@@ -75,6 +75,7 @@ impl Brain {
         if can_start && let Some(hive) = self.hives.get_mut(id) {
             hive.status = HiveStatus::Starting;
             hive.misses = 0;
+            hive.last_error = None;
             out.push(Action::StartHive { hive: id.clone() });
         }
     }
