@@ -9,7 +9,7 @@ use crate::scheduler::{ClusterView, Placement};
 use super::Brain;
 use super::event::Action;
 use super::names::Meaning;
-use super::queue::{GroupKey, Waits};
+use super::queue::{GroupKey, Turn, Waits};
 use super::spawning::Place;
 
 impl Brain {
@@ -73,13 +73,13 @@ impl Brain {
         false
     }
 
-    /// Places as many jobs of the groups as there is room for, always the one that waits longest.
+    /// Places as many jobs of the groups as there is room for, interactive ones first, then by age.
     fn pump(&mut self, now: Now, keys: &[GroupKey], out: &mut Vec<Action>) {
         let front = |brain: &Brain, at: usize| {
-            let job = brain.queue.front(&keys[at])?;
-            Some(Reverse((job, at)))
+            let turn = brain.queue.front(&keys[at])?;
+            Some(Reverse((turn, at)))
         };
-        let mut turns: BinaryHeap<Reverse<(JobId, usize)>> =
+        let mut turns: BinaryHeap<Reverse<(Turn, usize)>> =
             (0..keys.len()).filter_map(|at| front(self, at)).collect();
         while let Some(Reverse((_, at))) = turns.pop() {
             if self.queue.is_waiting(&keys[at]) {
@@ -119,12 +119,13 @@ impl Brain {
             let Ok(Meaning::Certain(model)) = self.names.resolve(&name) else {
                 continue;
             };
-            for id in self.queue.take(&key).into_iter().flat_map(|g| g.jobs) {
-                if let Some(job) = self.jobs.get_mut(&id) {
+            let group = self.queue.take(&key).unwrap_or_default();
+            for turn in group.turns {
+                if let Some(job) = self.jobs.get_mut(&turn.job) {
                     if job.request.model == name {
                         job.key.model = model.clone();
                     }
-                    self.queue.insert(job.key.clone(), id);
+                    self.queue.insert(job.key.clone(), turn);
                 }
             }
         }
@@ -210,9 +211,9 @@ impl Brain {
         if group.narration.as_ref() == Some(&narration) {
             return;
         }
-        for job in &group.jobs {
+        for job in group.jobs() {
             out.push(Action::Narrate {
-                job: *job,
+                job,
                 narration: narration.clone(),
             });
         }
