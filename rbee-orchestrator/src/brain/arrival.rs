@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{Now, Worker, WorkerId, WorkerSpec};
+use crate::domain::{Now, Prospect, Worker, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
@@ -111,6 +111,9 @@ impl Brain {
             notes.doubted = false;
             notes.suspect = false;
             notes.missing = 0;
+            if let Some(due) = notes.suspect_due.take() {
+                self.due.remove(&(due, Due::Suspect(id.clone())));
+            }
             if let Some(due) = notes.load_due.take() {
                 self.due.remove(&(due, Due::Load(id.clone())));
             }
@@ -151,6 +154,10 @@ impl Brain {
         }
         let replaced = self.forget(&call.id);
         let worker = self.add(spec);
+        if let Some(added) = self.workers.get_mut(&call.id) {
+            // Until its first check is answered it counts as on its way.
+            added.prospect = Prospect::Checked;
+        }
         out.push(Action::CheckWorker { worker });
         if let Some(model) = replaced {
             self.pump_model(now, &model, out);

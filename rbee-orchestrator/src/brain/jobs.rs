@@ -157,6 +157,14 @@ impl Brain {
                 ),
             )
             .retry_after(LOADING_RETRY_AFTER),
+            Some(Waits::Check(worker)) => Error::new(
+                Code::Timeout,
+                format!(
+                    "worker {worker}, which has model {}, did not answer its health check within \
+                     {waited}; ask again",
+                    job.request.model
+                ),
+            ),
             _ => Error::new(
                 Code::Timeout,
                 format!(

@@ -218,6 +218,7 @@ impl Brain {
                 Due::Total(job) => self.total_timed_out(now, job, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
+                Due::Suspect(worker) => self.stop_suspect(now, &worker, out),
             }
         }
     }

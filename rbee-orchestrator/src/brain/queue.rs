@@ -44,6 +44,8 @@ pub(super) enum Waits {
     Hive(HiveId),
     /// A worker that loads.
     Load(WorkerId),
+    /// A worker that is being checked.
+    Check(WorkerId),
 }
 
 /// A job's place among those that wait for the same model: batch jobs come after all others,

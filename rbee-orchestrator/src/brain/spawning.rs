@@ -61,7 +61,7 @@ impl Brain {
         }
         let same = self.workers.with_model(model).find(|worker| {
             !worker.ready
-                && !worker.draining
+                && worker.is_worth_waiting_for()
                 && worker.spec.hive.as_ref() == Some(&place.hive)
                 && worker.spec.device == device
         });

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::domain::{HiveId, HiveStatus, JobId, ModelRef, Narration, Now, WorkerId};
+use crate::domain::{HiveId, HiveStatus, JobId, ModelRef, Narration, Now, Prospect, WorkerId};
 use crate::scheduler::{ClusterView, Placement};
 
 use super::Brain;
@@ -175,15 +175,31 @@ impl Brain {
         self.tell_group(key, Waits::Load(worker.clone()), narration, out);
     }
 
+    fn wait_for_check(&mut self, key: &GroupKey, worker: &WorkerId, out: &mut Vec<Action>) {
+        let narration = Narration {
+            actor: "queen",
+            action: "check_worker",
+            target: worker.to_string(),
+            human: format!("Waiting for worker {worker} to answer its health check"),
+        };
+        self.tell_group(key, Waits::Check(worker.clone()), narration, out);
+    }
+
     /// A policy said wait: find out for what, so that the clients can be told.
     fn note_what_is_waited_for(&mut self, now: Now, key: &GroupKey, out: &mut Vec<Action>) {
         let view = self.view(now);
         let request = key.request();
         let is_ready = view.candidates(&request).any(|worker| worker.ready);
-        let loading = view.candidates(&request).next();
-        let loading = loading.filter(|_| !is_ready).map(|w| w.spec.id.clone());
-        if let Some(worker) = loading {
+        let to_come = |prospect| {
+            let mut candidates = view.candidates(&request).filter(|_| !is_ready);
+            let worker = candidates.find(|worker| worker.prospect == prospect);
+            worker.map(|worker| worker.spec.id.clone())
+        };
+        if let Some(worker) = to_come(Prospect::Loads) {
             return self.wait_for_load(key, &worker, out);
+        }
+        if let Some(worker) = to_come(Prospect::Checked) {
+            return self.wait_for_check(key, &worker, out);
         }
         let allowed = |id: &HiveId| key.constraints.hive.as_ref().is_none_or(|only| only == id);
         let mut starting = self.hives.keys().filter(|id| self.is_starting(id));
