@@ -32,6 +32,7 @@ impl Brain {
         }
         self.names.learn(self.hives.values());
         self.pump_all(now, out);
+        self.adopt_early_callers(now, out);
         record
     }
 
@@ -51,6 +52,7 @@ impl Brain {
         }
         self.lose_workers_of(now, id, "was removed", out);
         self.pump_all(now, out);
+        self.adopt_early_callers(now, out);
         Ok(hive)
     }
 

@@ -455,3 +455,61 @@ fn a_server_that_stopped_answering_does_not_keep_a_hive_from_serving_its_model()
     world.pass(secs(60));
     assert!(world.stops().is_empty() && world.has_worker(&id));
 }
+
+#[test]
+fn a_ready_call_without_the_token_moves_no_worker() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let id = world.spawned();
+    world.answer_spawn(&id, Ok(id.clone()));
+    let ready = |world: &mut World, trusted, host: &str, port| {
+        let mut call = call(&id, SMOL);
+        (call.host, call.port, call.trusted) = (host.into(), port, trusted);
+        world.call_ready(call).map_err(|error| error.code)
+    };
+    let address = |world: &World| {
+        let view = world.brain.view(world.now);
+        let worker = view.workers.get(&id).unwrap();
+        assert!(worker.ready);
+        (worker.spec.host.clone(), worker.spec.port)
+    };
+    let refused = Err(Code::InvalidRequest);
+    assert_eq!(ready(&mut world, false, "6.6.6.6", 9000), refused);
+    assert_eq!(ready(&mut world, false, "10.0.0.1", 9001), Ok(()));
+    assert_eq!(address(&world), ("10.0.0.1".into(), 9001), "while it loads");
+    for (trusted, host) in [(false, "127.0.0.1"), (false, "10.0.0.1"), (true, "6.6.6.6")] {
+        assert_eq!(ready(&mut world, trusted, host, 9002), refused);
+    }
+    assert_eq!(ready(&mut world, false, "10.0.0.1", 9001), Ok(()));
+    assert_eq!(address(&world), ("10.0.0.1".into(), 9001));
+    assert_eq!(ready(&mut world, true, "127.0.0.1", 9002), Ok(()));
+    assert_eq!(address(&world), ("127.0.0.1".into(), 9002));
+}
+
+#[test]
+fn no_ready_call_moves_a_server_that_no_hive_owns() {
+    let (mut world, id) = with_external(World::new());
+    let mut call = call(&id, SMOL);
+    call.trusted = true;
+    call.port += 1;
+    let error = world.call_ready(call).unwrap_err();
+    assert_eq!(error.code, Code::InvalidRequest);
+}
+
+#[test]
+fn a_held_call_that_its_hive_vouches_for_is_taken_in_when_no_spawn_was_its_own() {
+    let mut world = World::with_hive();
+    world.submit(BIG);
+    let spawned = world.spawned();
+    for (id, trusted) in [("adopted", true), ("stranger", false)] {
+        let mut call = call(&worker(id), SMOL);
+        call.hive = Some(hive("a"));
+        call.trusted = trusted;
+        world.call_ready(call).unwrap();
+        assert!(!world.has_worker(&worker(id)), "it may be the spawned one");
+    }
+    world.answer_spawn(&spawned, Ok(spawned.clone()));
+    assert!(!world.has_worker(&worker("stranger")));
+    let job = world.submit(SMOL);
+    assert_eq!(world.runs_on(job), Some(worker("adopted")));
+}
