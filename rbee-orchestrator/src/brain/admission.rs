@@ -7,7 +7,7 @@ use crate::scheduler::Placement;
 use super::Brain;
 use super::event::{Action, Due, Job, JobRequest, Phase};
 use super::names::Meaning;
-use super::queue::GroupKey;
+use super::queue::{GroupKey, Turn};
 
 pub(super) fn shutting_down() -> Error {
     Error::new(
@@ -25,6 +25,10 @@ impl Brain {
             Ok(Meaning::Fallback(model)) => (model, Some(request.model.clone())),
         };
         let key = GroupKey::of(&request, model);
+        let turn = Turn {
+            class: request.priority,
+            job: id,
+        };
         let first = !self.queue.is_waiting(&key);
         let placement = first.then(|| self.place(now, &key));
         match placement {
@@ -38,7 +42,7 @@ impl Brain {
             }
             placement => {
                 self.enter(now, request, key.clone());
-                let position = self.queue.push(key.clone(), id, tentative);
+                let position = self.queue.push(key.clone(), turn, tentative);
                 out.push(Action::Queued { job: id, position });
                 match placement {
                     Some(placement) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{Now, Worker, WorkerId, WorkerSpec};
+use crate::domain::{Now, Prospect, Worker, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
@@ -17,7 +17,8 @@ impl Brain {
     ///
     /// # Errors
     /// `WORKER_NOT_FOUND` for a worker that was stopped, or was never spawned, unless the caller
-    /// showed the callback token and the worker is on its hive's host; `HIVE_NOT_FOUND`.
+    /// showed the callback token and the worker is on its hive's host; `HIVE_NOT_FOUND`;
+    /// `INVALID_REQUEST` for an address that the worker may not have.
     pub fn worker_ready(
         &mut self,
         now: Now,
@@ -26,8 +27,7 @@ impl Brain {
     ) -> Result<()> {
         let id = self.minted(&call.id).clone();
         if self.workers.contains(&id) {
-            self.make_ready(now, &id, &call, out);
-            return Ok(());
+            return self.called_ready(now, &id, &call, out);
         }
         if self.is_gone(now, &id) {
             return Err(Error::new(
@@ -64,16 +64,79 @@ impl Brain {
         let known = known.ok_or_else(|| self.hive_not_found(hive))?;
         let hostname = &known.record.spec.hostname;
         if !is_loopback(&call.host) && call.host != *hostname {
-            return Err(Error::invalid(format!(
-                "worker {} is at {}, which is not its hive's host {hostname}",
-                call.id, call.host
-            ))
-            .param("url"));
+            return Err(not_its_address(
+                call,
+                &format!("its hive's host is {hostname}"),
+            ));
         }
         Ok(spec_of(call))
     }
 
-    pub(super) fn make_ready(
+    /// A worker that is known says that it is ready.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for an address that it may not have.
+    pub(super) fn called_ready(
+        &mut self,
+        now: Now,
+        id: &WorkerId,
+        call: &WorkerCallback,
+        out: &mut Vec<Action>,
+    ) -> Result<()> {
+        if let Some(worker) = self.workers.get(id) {
+            self.check_address(worker, call)?;
+        }
+        self.make_ready(now, id, call, out);
+        Ok(())
+    }
+
+    /// Whoever can reach the queen can call a worker ready; that must not lead its requests
+    /// elsewhere.
+    fn check_address(&self, worker: &Worker, call: &WorkerCallback) -> Result<()> {
+        let spec = &worker.spec;
+        if call.host == spec.host && call.port == spec.port {
+            return Ok(());
+        }
+        let loads = !worker.ready && worker.prospect == Prospect::Loads;
+        if !loads && !call.trusted {
+            let at = format!("it is at {}:{}", spec.host, spec.port);
+            return Err(not_its_address(call, &at));
+        }
+        if loads && (call.trusted || call.host == spec.host) {
+            return Ok(());
+        }
+        let hive = spec.hive.as_ref().and_then(|hive| self.hives.get(hive));
+        let Some(hive) = hive else {
+            let why = "a server that no hive owns is registered again to move it";
+            return Err(not_its_address(call, why));
+        };
+        let hostname = &hive.record.spec.hostname;
+        match is_loopback(&call.host) || call.host == *hostname {
+            true => Ok(()),
+            false => Err(not_its_address(
+                call,
+                &format!("its hive's host is {hostname}"),
+            )),
+        }
+    }
+
+    /// Takes in the workers whose calls were held for spawns that turned out to be of others.
+    pub(super) fn adopt_early_callers(&mut self, now: Now, out: &mut Vec<Action>) {
+        for call in std::mem::take(&mut self.early_adoptable) {
+            let id = self.minted(&call.id).clone();
+            if self.workers.contains(&id) {
+                // It has come into service another way; it was told that its call was taken.
+                let _ = self.called_ready(now, &id, &call, out);
+            } else if !self.is_gone(now, &id)
+                && let Ok(spec) = self.vouched_for(&call)
+            {
+                self.add(spec);
+                self.make_ready(now, &id, &call, out);
+            }
+        }
+    }
+
+    fn make_ready(
         &mut self,
         now: Now,
         id: &WorkerId,
@@ -111,6 +174,9 @@ impl Brain {
             notes.doubted = false;
             notes.suspect = false;
             notes.missing = 0;
+            if let Some(due) = notes.suspect_due.take() {
+                self.due.remove(&(due, Due::Suspect(id.clone())));
+            }
             if let Some(due) = notes.load_due.take() {
                 self.due.remove(&(due, Due::Load(id.clone())));
             }
@@ -151,6 +217,10 @@ impl Brain {
         }
         let replaced = self.forget(&call.id);
         let worker = self.add(spec);
+        if let Some(added) = self.workers.get_mut(&call.id) {
+            // Until its first check is answered it counts as on its way.
+            added.prospect = Prospect::Checked;
+        }
         out.push(Action::CheckWorker { worker });
         if let Some(model) = replaced {
             self.pump_model(now, &model, out);
@@ -173,6 +243,11 @@ impl Brain {
         self.workers.insert(worker);
         spec
     }
+}
+
+fn not_its_address(call: &WorkerCallback, why: &str) -> Error {
+    let WorkerCallback { id, host, port, .. } = call;
+    Error::invalid(format!("worker {id} can't be at {host}:{port}: {why}")).param("url")
 }
 
 fn spec_of(call: &WorkerCallback) -> WorkerSpec {

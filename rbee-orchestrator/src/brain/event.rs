@@ -325,6 +325,8 @@ pub(super) enum Due {
     Load(WorkerId),
     /// A worker has computed for nobody for too long.
     Abandoned(WorkerId),
+    /// A worker in question has not answered for too long.
+    Suspect(WorkerId),
 }
 
 /// A job that has not ended.

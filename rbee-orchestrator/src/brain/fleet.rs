@@ -32,6 +32,7 @@ impl Brain {
         }
         self.names.learn(self.hives.values());
         self.pump_all(now, out);
+        self.adopt_early_callers(now, out);
         record
     }
 
@@ -51,6 +52,7 @@ impl Brain {
         }
         self.lose_workers_of(now, id, "was removed", out);
         self.pump_all(now, out);
+        self.adopt_early_callers(now, out);
         Ok(hive)
     }
 
@@ -75,6 +77,7 @@ impl Brain {
         if can_start && let Some(hive) = self.hives.get_mut(id) {
             hive.status = HiveStatus::Starting;
             hive.misses = 0;
+            hive.last_error = None;
             out.push(Action::StartHive { hive: id.clone() });
         }
     }

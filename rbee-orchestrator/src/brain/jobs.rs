@@ -132,12 +132,8 @@ impl Brain {
         error: &Error,
         out: &mut Vec<Action>,
     ) {
-        for id in self
-            .queue
-            .take(key)
-            .map(|group| group.jobs)
-            .unwrap_or_default()
-        {
+        let group = self.queue.take(key).unwrap_or_default();
+        for id in group.jobs() {
             self.end_waiting(now, id, Outcome::Failed(error.clone()), out);
         }
     }
@@ -161,6 +157,14 @@ impl Brain {
                 ),
             )
             .retry_after(LOADING_RETRY_AFTER),
+            Some(Waits::Check(worker)) => Error::new(
+                Code::Timeout,
+                format!(
+                    "worker {worker}, which has model {}, did not answer its health check within \
+                     {waited}; ask again",
+                    job.request.model
+                ),
+            ),
             _ => Error::new(
                 Code::Timeout,
                 format!(

@@ -45,6 +45,8 @@ pub struct Brain {
     other_ids: HashMap<WorkerId, WorkerId>,
     /// Ready calls for unknown ids, held while a spawn is in flight.
     early_ready: Vec<WorkerCallback>,
+    /// Those of them that are to be taken in, since no spawn was theirs.
+    early_adoptable: Vec<WorkerCallback>,
     /// Workers that were stopped: a report that was on its way does not bring them back.
     gone: HashMap<WorkerId, workers::Tombstone>,
     names: Names,
@@ -83,6 +85,7 @@ impl Brain {
             worker_notes: HashMap::new(),
             other_ids: HashMap::new(),
             early_ready: Vec::new(),
+            early_adoptable: Vec::new(),
             gone: HashMap::new(),
             queue: Queue::default(),
             jobs: HashMap::new(),
@@ -137,6 +140,7 @@ impl Brain {
             Event::Tick => {}
         }
         self.expire(now, out);
+        self.adopt_early_callers(now, out);
         debug_assert!(self.is_consistent());
     }
 
@@ -218,6 +222,7 @@ impl Brain {
                 Due::Total(job) => self.total_timed_out(now, job, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
+                Due::Suspect(worker) => self.stop_suspect(now, &worker, out),
             }
         }
     }

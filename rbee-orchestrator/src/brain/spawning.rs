@@ -10,7 +10,7 @@ use crate::scheduler::{Placement, PlacementRequest, place_another_worker};
 
 use super::Brain;
 use super::admission::shutting_down;
-use super::event::{Action, SpawnOrder, Spawned};
+use super::event::{Action, SpawnOrder, Spawned, WorkerCallback};
 use super::jobs::humantime;
 use super::workers::Notes;
 
@@ -61,7 +61,7 @@ impl Brain {
         }
         let same = self.workers.with_model(model).find(|worker| {
             !worker.ready
-                && !worker.draining
+                && worker.is_worth_waiting_for()
                 && worker.spec.hive.as_ref() == Some(&place.hive)
                 && worker.spec.device == device
         });
@@ -214,7 +214,8 @@ impl Brain {
         let mut early = self.early_ready.iter();
         if let Some(at) = early.position(|call| call.id == spawned.id) {
             let call = self.early_ready.swap_remove(at);
-            self.make_ready(now, id, &call, out);
+            // With a wrong address it only waits for its hive's word.
+            let _ = self.called_ready(now, id, &call, out);
         }
     }
 
@@ -234,10 +235,14 @@ impl Brain {
         self.worker_notes.values().any(Notes::is_in_flight)
     }
 
-    /// Ready calls are held only while an answer may name their worker.
+    /// Ready calls are held only while an answer may name their worker. The callers that a hive
+    /// vouches for are taken in once what happens now is settled.
     pub(super) fn let_early_calls_go(&mut self) {
         if !self.early_ready.is_empty() && !self.is_spawn_in_flight() {
-            self.early_ready.clear();
+            let calls = std::mem::take(&mut self.early_ready);
+            let vouched = |call: &WorkerCallback| call.trusted && call.hive.is_some();
+            self.early_adoptable
+                .extend(calls.into_iter().filter(vouched));
         }
     }
 

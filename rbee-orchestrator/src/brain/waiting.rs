@@ -3,13 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::domain::{HiveId, HiveStatus, JobId, ModelRef, Narration, Now, WorkerId};
+use crate::domain::{HiveId, HiveStatus, JobId, ModelRef, Narration, Now, Prospect, WorkerId};
 use crate::scheduler::{ClusterView, Placement};
 
 use super::Brain;
 use super::event::Action;
 use super::names::Meaning;
-use super::queue::{GroupKey, Waits};
+use super::queue::{GroupKey, Turn, Waits};
 use super::spawning::Place;
 
 impl Brain {
@@ -73,13 +73,13 @@ impl Brain {
         false
     }
 
-    /// Places as many jobs of the groups as there is room for, always the one that waits longest.
+    /// Places as many jobs of the groups as there is room for, interactive ones first, then by age.
     fn pump(&mut self, now: Now, keys: &[GroupKey], out: &mut Vec<Action>) {
         let front = |brain: &Brain, at: usize| {
-            let job = brain.queue.front(&keys[at])?;
-            Some(Reverse((job, at)))
+            let turn = brain.queue.front(&keys[at])?;
+            Some(Reverse((turn, at)))
         };
-        let mut turns: BinaryHeap<Reverse<(JobId, usize)>> =
+        let mut turns: BinaryHeap<Reverse<(Turn, usize)>> =
             (0..keys.len()).filter_map(|at| front(self, at)).collect();
         while let Some(Reverse((_, at))) = turns.pop() {
             if self.queue.is_waiting(&keys[at]) {
@@ -119,12 +119,13 @@ impl Brain {
             let Ok(Meaning::Certain(model)) = self.names.resolve(&name) else {
                 continue;
             };
-            for id in self.queue.take(&key).into_iter().flat_map(|g| g.jobs) {
-                if let Some(job) = self.jobs.get_mut(&id) {
+            let group = self.queue.take(&key).unwrap_or_default();
+            for turn in group.turns {
+                if let Some(job) = self.jobs.get_mut(&turn.job) {
                     if job.request.model == name {
                         job.key.model = model.clone();
                     }
-                    self.queue.insert(job.key.clone(), id);
+                    self.queue.insert(job.key.clone(), turn);
                 }
             }
         }
@@ -174,15 +175,31 @@ impl Brain {
         self.tell_group(key, Waits::Load(worker.clone()), narration, out);
     }
 
+    fn wait_for_check(&mut self, key: &GroupKey, worker: &WorkerId, out: &mut Vec<Action>) {
+        let narration = Narration {
+            actor: "queen",
+            action: "check_worker",
+            target: worker.to_string(),
+            human: format!("Waiting for worker {worker} to answer its health check"),
+        };
+        self.tell_group(key, Waits::Check(worker.clone()), narration, out);
+    }
+
     /// A policy said wait: find out for what, so that the clients can be told.
     fn note_what_is_waited_for(&mut self, now: Now, key: &GroupKey, out: &mut Vec<Action>) {
         let view = self.view(now);
         let request = key.request();
         let is_ready = view.candidates(&request).any(|worker| worker.ready);
-        let loading = view.candidates(&request).next();
-        let loading = loading.filter(|_| !is_ready).map(|w| w.spec.id.clone());
-        if let Some(worker) = loading {
+        let to_come = |prospect| {
+            let mut candidates = view.candidates(&request).filter(|_| !is_ready);
+            let worker = candidates.find(|worker| worker.prospect == prospect);
+            worker.map(|worker| worker.spec.id.clone())
+        };
+        if let Some(worker) = to_come(Prospect::Loads) {
             return self.wait_for_load(key, &worker, out);
+        }
+        if let Some(worker) = to_come(Prospect::Checked) {
+            return self.wait_for_check(key, &worker, out);
         }
         let allowed = |id: &HiveId| key.constraints.hive.as_ref().is_none_or(|only| only == id);
         let mut starting = self.hives.keys().filter(|id| self.is_starting(id));
@@ -210,9 +227,9 @@ impl Brain {
         if group.narration.as_ref() == Some(&narration) {
             return;
         }
-        for job in &group.jobs {
+        for job in group.jobs() {
             out.push(Action::Narrate {
-                job: *job,
+                job,
                 narration: narration.clone(),
             });
         }

@@ -131,7 +131,7 @@ impl Brain {
         if answers {
             self.return_abandoned(now, id, out);
         }
-        let Some(worker) = self.workers.get_mut(id) else {
+        let Some(worker) = self.workers.get(id) else {
             return;
         };
         let doubted = self.worker_notes.get(id).is_some_and(|notes| notes.doubted);
@@ -144,7 +144,7 @@ impl Brain {
                 let error = Error::new(Code::WorkerFailed, format!("worker {id} does not answer"));
                 self.lose_worker(now, id, &error, out);
             }
-            false => worker.ready = false,
+            false => self.missed_check(now, id, out),
         }
     }
 }

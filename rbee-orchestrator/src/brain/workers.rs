@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::{Attempt, HiveId, JobId, ModelRef, Mono, Now, Worker, WorkerId, WorkerSpec};
+use crate::domain::{
+    Attempt, HiveId, JobId, ModelRef, Mono, Now, Prospect, Worker, WorkerId, WorkerSpec,
+};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
@@ -13,6 +15,11 @@ use super::queue::Waits;
 
 /// How long a report may be under way in which a stopped worker still stands.
 const GONE_FOR: Duration = Duration::from_secs(60);
+
+/// How long a worker of a hive that broke off an attempt may take to answer its health check. Its
+/// attempts' own time-outs have run by then: a worker that is alive and idle answers at once, and
+/// one that is stuck holds memory that another could use.
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
 /// What the brain keeps beside the registry.
 #[derive(Debug, Default)]
@@ -29,6 +36,8 @@ pub(super) struct Notes {
     pub(super) doubted: bool,
     /// Whether it broke off an attempt and has not answered since: its hive's word is not enough.
     pub(super) suspect: bool,
+    /// When it is stopped if it has not answered.
+    pub(super) suspect_due: Option<Mono>,
     /// Attempts that hold a slot. A worker that comes back under its old id starts without any.
     pub(super) leases: HashSet<(JobId, Attempt)>,
     /// Those of them that nobody waits for while the worker may still compute.
@@ -83,20 +92,87 @@ impl Brain {
             return;
         }
         worker.leases -= 1;
-        if suspect {
-            worker.ready = false;
-            notes.suspect = true;
-            let hive = worker.spec.hive.clone();
-            out.extend(hive.map(|hive| Action::CheckHive { hive }));
-            out.push(Action::CheckWorker {
-                worker: worker.spec.clone(),
-            });
-        }
         let model = worker.spec.model.clone();
-        if worker.draining && worker.leases == 0 {
+        let ends = worker.draining && worker.leases == 0;
+        let still_suspect = notes.suspect;
+        if suspect {
+            self.suspect(now, id, out);
+        } else if still_suspect {
+            self.expect_answer(now, id);
+        }
+        if ends {
             self.stop_worker(now, id, out);
         }
         self.pump_model(now, &model, out);
+    }
+
+    /// Gives a worker no more work until it has answered a check itself.
+    pub(super) fn suspect(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get_mut(id))
+        else {
+            return;
+        };
+        worker.ready = false;
+        worker.prospect = Prospect::Checked;
+        notes.suspect = true;
+        let hive = worker.spec.hive.clone();
+        out.extend(hive.map(|hive| Action::CheckHive { hive }));
+        out.push(Action::CheckWorker {
+            worker: worker.spec.clone(),
+        });
+        self.expect_answer(now, id);
+    }
+
+    /// Gives a suspect a time to answer, unless it has one. A server that no hive owns can't be
+    /// stopped: it only stays out of use.
+    fn expect_answer(&mut self, now: Now, id: &WorkerId) {
+        let owned = |worker: &Worker| worker.spec.hive.is_some() && !worker.draining;
+        if self.workers.get(id).is_some_and(owned)
+            && let Some(notes) = self.worker_notes.get_mut(id)
+            && notes.suspect_due.is_none()
+        {
+            let due = now.mono + SUSPECT_FOR;
+            notes.suspect_due = Some(due);
+            self.due.insert((due, Due::Suspect(id.clone())));
+        }
+    }
+
+    /// A suspect did not answer in time. One that holds a lease is busy, not dead: it gets another
+    /// time when the lease comes back.
+    pub(super) fn stop_suspect(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        if let Some(notes) = self.worker_notes.get_mut(id) {
+            notes.suspect_due = None;
+        }
+        if let Some(worker) = self.workers.get_mut(id)
+            && worker.leases == 0
+        {
+            // Those who wait are placed anew when it has left: only then is there room again.
+            worker.draining = true;
+            self.stop_worker(now, id, out);
+        }
+    }
+
+    /// A worker did not answer its check, and holds no lease.
+    pub(super) fn missed_check(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get(id))
+        else {
+            return;
+        };
+        let owned = worker.spec.hive.is_some();
+        // While it loads its deadline judges it, while it is a suspect that of its answer.
+        if notes.load_due.is_some() || (owned && notes.suspect) {
+            return;
+        }
+        if owned && worker.ready {
+            return self.suspect(now, id, out);
+        }
+        let is_news = worker.is_worth_waiting_for();
+        worker.ready = false;
+        worker.prospect = Prospect::Silent;
+        if is_news {
+            let model = worker.spec.model.clone();
+            self.pump_model(now, &model, out);
+        }
     }
 
     /// A client has gone and the worker can't cancel: the slot stays taken until it answers.
@@ -293,6 +369,9 @@ impl Brain {
         if let Some(due) = notes.abandoned_due {
             self.due.remove(&(due, Due::Abandoned(id.clone())));
         }
+        if let Some(due) = notes.suspect_due {
+            self.due.remove(&(due, Due::Suspect(id.clone())));
+        }
         if let Some(other) = notes.known_as {
             self.other_ids.remove(&other);
         }
@@ -330,6 +409,7 @@ impl Brain {
                 |notes: &Notes| notes.doubted || notes.suspect || !notes.abandoned.is_empty();
             let own = worker.spec.hive.is_none();
             (own && (routine || !worker.ready))
+                || (!worker.ready && worker.prospect != Prospect::Loads)
                 || self
                     .worker_notes
                     .get(&worker.spec.id)

@@ -22,4 +22,4 @@ pub use job::{
 pub use model::ModelRef;
 pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};
 pub use time::{Mono, Now, UnixMillis};
-pub use worker::{Worker, WorkerProtocol, WorkerSpec, WorkerState};
+pub use worker::{Prospect, Worker, WorkerProtocol, WorkerSpec, WorkerState};

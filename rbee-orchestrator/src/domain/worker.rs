@@ -59,6 +59,17 @@ pub enum WorkerState {
     Draining,
 }
 
+/// What may be hoped for from a worker that is not ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prospect {
+    /// It loads its model.
+    Loads,
+    /// It is in question, and a check of it is under way or follows.
+    Checked,
+    /// It did not answer its check, and nobody says that it will.
+    Silent,
+}
+
 /// A worker in the registry.
 #[derive(Debug, Clone)]
 pub struct Worker {
@@ -66,6 +77,8 @@ pub struct Worker {
     pub spec: Arc<WorkerSpec>,
     /// Whether it answers and may be given work.
     pub ready: bool,
+    /// What may be hoped for while it is not ready; says nothing while it is.
+    pub prospect: Prospect,
     /// Whether it ends once its leases are back.
     pub draining: bool,
     /// Slots taken: leases that were given out and have not come back.
@@ -83,11 +96,18 @@ impl Worker {
         Worker {
             spec: Arc::new(spec),
             ready: false,
+            prospect: Prospect::Loads,
             draining: false,
             leases: 0,
             last_used: Mono::default(),
             last_used_at: None,
         }
+    }
+
+    /// Whether a job may wait for it: it is ready, loads, or is being checked.
+    #[must_use]
+    pub fn is_worth_waiting_for(&self) -> bool {
+        !self.draining && (self.ready || self.prospect != Prospect::Silent)
     }
 
     /// Slots that a job could take now.

@@ -21,7 +21,10 @@ pub fn place_new_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) 
     if let Some(error) = wrong_protocol(request, view) {
         return Placement::Reject(error);
     }
-    place_another_worker(request, view)
+    match place_another_worker(request, view) {
+        Placement::Reject(error) => Placement::Reject(silent(request, view).unwrap_or(error)),
+        elsewhere => elsewhere,
+    }
 }
 
 /// The same for one more worker, whether or not there are others with the model.
@@ -114,7 +117,7 @@ fn devices<'a>(
 fn wrong_protocol(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Error> {
     let model = request.model;
     let mut workers = view.workers.with_model(model);
-    let runs = workers.any(|worker| !worker.draining && request.is_allowed_on(worker));
+    let runs = workers.any(|worker| worker.is_worth_waiting_for() && request.is_allowed_on(worker));
     (request.openai_only && runs).then(|| {
         Error::invalid(format!(
             "model {model} is served only by workers of the rbee protocol, which take a plain \
@@ -122,6 +125,23 @@ fn wrong_protocol(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Opt
         ))
         .param("model")
     })
+}
+
+/// An error if nothing has the model but workers that do not answer.
+fn silent(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Error> {
+    const SOON: Duration = Duration::from_secs(5);
+    let mut hives = view.hives.values();
+    if hives.any(|hive| hive.model(request.model).is_some()) {
+        return None;
+    }
+    let mut workers = view.workers.with_model(request.model);
+    let worker = workers.find(|worker| !worker.draining && request.is_served_by(worker))?;
+    let (id, host, port) = (&worker.spec.id, &worker.spec.host, worker.spec.port);
+    let error = Error::new(
+        Code::NoCapacity,
+        format!("worker {id} at {host}:{port} does not answer its health check"),
+    );
+    Some(error.retry_after(SOON))
 }
 
 fn why_not(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {

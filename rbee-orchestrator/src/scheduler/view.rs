@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::domain::{
-    Capabilities, Device, HiveId, HiveModel, HiveRecord, HiveStatus, ModelRef, Mono, Worker,
-    WorkerId,
+    Capabilities, Device, HiveId, HiveModel, HiveRecord, HiveStatus, ModelRef, Mono, Prospect,
+    Worker, WorkerId,
 };
 use crate::error::Error;
 
@@ -151,12 +151,13 @@ pub struct ClusterView<'a> {
 }
 
 impl<'a> ClusterView<'a> {
-    /// Workers that could serve the request, whether or not they have a free slot now.
+    /// Workers that could serve the request, whether or not they have a free slot now. One that
+    /// does not answer its check is none.
     pub fn candidates(&self, request: &PlacementRequest<'a>) -> impl Iterator<Item = &'a Worker> {
         let request = *request;
         self.workers
             .with_model(request.model)
-            .filter(move |worker| !worker.draining && request.is_served_by(worker))
+            .filter(move |worker| worker.is_worth_waiting_for() && request.is_served_by(worker))
     }
 
     /// Free memory of a device in bytes, less what its loading workers will still take.
@@ -164,6 +165,7 @@ impl<'a> ClusterView<'a> {
     pub fn free_bytes(&self, hive: &HiveId, device: &Device) -> u64 {
         let loading = self.workers.iter().filter(|worker| {
             !worker.ready
+                && worker.prospect != Prospect::Silent
                 && worker.spec.hive.as_ref() == Some(hive)
                 && worker.spec.device == device.index
         });

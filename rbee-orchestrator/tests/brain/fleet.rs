@@ -208,3 +208,20 @@ fn a_hive_registered_again_at_the_same_place_keeps_what_is_known() {
     let job = world.submit(SMOL);
     assert_eq!(world.runs_on(job), Some(id));
 }
+
+#[test]
+fn a_start_that_is_tried_again_does_not_show_the_error_of_the_last_one() {
+    let mut world = World::new();
+    world.register(spec("a"));
+    world.submit("smol");
+    world.started("a", Err(no_binary()));
+    let last_error = |world: &World| {
+        let view = world.brain.view(world.now);
+        view.hives[&hive("a")].last_error.clone()
+    };
+    assert!(last_error(&world).is_some());
+    world.pass(secs(60));
+    world.submit("smol");
+    assert_eq!(status(&world, "a"), HiveStatus::Starting);
+    assert_eq!(last_error(&world), None);
+}

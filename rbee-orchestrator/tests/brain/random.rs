@@ -10,7 +10,7 @@ use std::time::Duration;
 use rbee_orchestrator::brain::{Aftermath, Event, Report, SeenState, SpawnOrder};
 use rbee_orchestrator::config::Config;
 use rbee_orchestrator::domain::{
-    Attempt, Constraints, JobId, Outcome, UnixMillis, WorkerId, WorkerProtocol,
+    Attempt, Constraints, JobId, Outcome, Priority, UnixMillis, WorkerId, WorkerProtocol,
 };
 use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
@@ -109,6 +109,10 @@ impl Run {
         let mut request = self.world.request(name);
         request.constraints = constraints;
         request.openai_only = dice.one_in(4);
+        request.priority = match dice.one_in(3) {
+            true => Priority::Batch,
+            false => Priority::Interactive,
+        };
         request.queue_timeout = secs(dice.below(60) as u64);
         request.total_timeout = secs(dice.below(120) as u64);
         request.deadline = dice.one_in(8).then(|| wall + secs(dice.below(60) as u64));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rbee_orchestrator::brain::{Action, Event, Report};
 use rbee_orchestrator::config::Config;
-use rbee_orchestrator::domain::{JobId, Outcome, UnixMillis};
+use rbee_orchestrator::domain::{JobId, Outcome, Priority, UnixMillis};
 use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::LeastLoaded;
 
@@ -189,4 +189,30 @@ fn a_deadline_does_not_extend_the_time_outs_and_one_in_the_past_is_refused() {
     let late = world.submit_with(SMOL, |r| r.deadline = Some(past));
     assert_eq!(world.code(late), "TIMEOUT");
     assert_eq!(world.runs_on(late), None);
+}
+
+#[test]
+fn batch_jobs_come_after_interactive_ones_of_any_group_with_the_model() {
+    let (mut world, _) = World::with_smol(1);
+    let running = world.submit(SMOL);
+    let batch = [(); 2].map(|()| world.submit_with(SMOL, |r| r.priority = Priority::Batch));
+    let batch_on_cpu = world.submit_with(SMOL, |r| {
+        r.priority = Priority::Batch;
+        r.constraints.backend = Some("cpu".into());
+    });
+    let first = world.submit(SMOL);
+    let on_cpu = world.submit_with(SMOL, |r| r.constraints.backend = Some("cpu".into()));
+    let position = |world: &World, wanted: JobId| {
+        world.actions.iter().find_map(|action| match action {
+            Action::Queued { job, position } if *job == wanted => Some(*position),
+            _ => None,
+        })
+    };
+    assert_eq!(position(&world, first), Some(0), "before the batch jobs");
+    let order = [running, first, on_cpu, batch[0], batch[1], batch_on_cpu];
+    for pair in order.windows(2) {
+        assert_eq!(world.runs_on(pair[1]), None);
+        world.end(pair[0]);
+        assert!(world.runs_on(pair[1]).is_some());
+    }
 }

@@ -369,3 +369,151 @@ fn a_worker_that_may_still_compute_keeps_its_slot_until_it_answers() {
     world.pass(secs(3600));
     assert_eq!(world.stops(), [id], "its client would have given up by now");
 }
+
+fn broken_off() -> Report {
+    let mut report = Report::of(Outcome::Failed(failed("closed without a byte")));
+    report.aftermath = Aftermath::Suspect;
+    report
+}
+
+#[test]
+fn a_suspect_that_stays_deaf_is_stopped_and_those_who_wait_get_another() {
+    let (mut world, id) = World::with_smol(1);
+    let job = world.submit(SMOL);
+    world.end_with(job, broken_off());
+    let next = world.submit_with(SMOL, |r| r.queue_timeout = secs(300));
+    assert_eq!(world.told(next), ["check_worker"], "it does not load");
+    for _ in 0..5 {
+        world.pass(secs(11));
+        world.check(&id, false);
+    }
+    assert!(world.stops().is_empty() && world.spawns().is_empty());
+    world.pass(secs(5));
+    assert_eq!(world.stops(), [id.clone()]);
+    world.stopped(&id);
+    assert!(!world.has_worker(&id));
+    let other = world.spawned();
+    world.ready(&other, SMOL, 1);
+    assert_eq!(world.runs_on(next), Some(other));
+}
+
+#[test]
+fn a_suspect_that_holds_a_lease_is_not_stopped_and_one_that_answers_is_no_suspect() {
+    let (mut world, id) = World::with_smol(2);
+    let [job, long] = [world.submit(SMOL), world.submit(SMOL)];
+    world.end_with(job, broken_off());
+    world.pass(secs(61));
+    assert!(world.stops().is_empty());
+    world.end(long);
+    world.pass(secs(59));
+    assert!(world.stops().is_empty(), "its time began anew");
+    world.check(&id, true);
+    world.pass(secs(60));
+    assert!(world.stops().is_empty());
+    let next = world.submit(SMOL);
+    assert_eq!(world.runs_on(next), Some(id));
+}
+
+/// A world with a server that no hive owns, registered and not checked yet.
+fn with_external(mut world: World) -> (World, rbee_orchestrator::domain::WorkerId) {
+    let id = worker("external");
+    let now = world.now;
+    let answer = world
+        .brain
+        .register_worker(now, &call(&id, SMOL), &mut world.actions);
+    answer.unwrap();
+    (world, id)
+}
+
+#[test]
+fn a_server_that_never_answers_is_waited_for_until_its_first_check_and_then_refused() {
+    let (mut world, id) = with_external(World::new());
+    let job = world.submit(SMOL);
+    assert!(world.is_open(job));
+    world.check(&id, false);
+    assert_eq!(world.code(job), "NO_CAPACITY");
+    let message = "worker external at 127.0.0.1:9000 does not answer its health check";
+    assert_eq!(world.error(job).message, message);
+    let late = world.submit(SMOL);
+    assert_eq!(world.code(late), "NO_CAPACITY");
+    assert!(world.has_worker(&id));
+    world.check(&id, true);
+    let next = world.submit(SMOL);
+    assert_eq!(world.runs_on(next), Some(id));
+}
+
+#[test]
+fn a_server_that_stopped_answering_does_not_keep_a_hive_from_serving_its_model() {
+    let (mut world, id) = with_external(World::with_hive());
+    world.check(&id, true);
+    let job = world.submit(SMOL);
+    world.end_with(job, broken_off());
+    let next = world.submit(SMOL);
+    assert_eq!(world.told(next), ["check_worker"]);
+    world.check(&id, false);
+    assert_eq!(world.told(next), ["check_worker", "load"]);
+    let other = world.spawned();
+    world.pass(secs(50));
+    world.ready(&other, SMOL, 1);
+    assert_eq!(world.runs_on(next), Some(other));
+    world.pass(secs(60));
+    assert!(world.stops().is_empty() && world.has_worker(&id));
+}
+
+#[test]
+fn a_ready_call_without_the_token_moves_no_worker() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let id = world.spawned();
+    world.answer_spawn(&id, Ok(id.clone()));
+    let ready = |world: &mut World, trusted, host: &str, port| {
+        let mut call = call(&id, SMOL);
+        (call.host, call.port, call.trusted) = (host.into(), port, trusted);
+        world.call_ready(call).map_err(|error| error.code)
+    };
+    let address = |world: &World| {
+        let view = world.brain.view(world.now);
+        let worker = view.workers.get(&id).unwrap();
+        assert!(worker.ready);
+        (worker.spec.host.clone(), worker.spec.port)
+    };
+    let refused = Err(Code::InvalidRequest);
+    assert_eq!(ready(&mut world, false, "6.6.6.6", 9000), refused);
+    assert_eq!(ready(&mut world, false, "10.0.0.1", 9001), Ok(()));
+    assert_eq!(address(&world), ("10.0.0.1".into(), 9001), "while it loads");
+    for (trusted, host) in [(false, "127.0.0.1"), (false, "10.0.0.1"), (true, "6.6.6.6")] {
+        assert_eq!(ready(&mut world, trusted, host, 9002), refused);
+    }
+    assert_eq!(ready(&mut world, false, "10.0.0.1", 9001), Ok(()));
+    assert_eq!(address(&world), ("10.0.0.1".into(), 9001));
+    assert_eq!(ready(&mut world, true, "127.0.0.1", 9002), Ok(()));
+    assert_eq!(address(&world), ("127.0.0.1".into(), 9002));
+}
+
+#[test]
+fn no_ready_call_moves_a_server_that_no_hive_owns() {
+    let (mut world, id) = with_external(World::new());
+    let mut call = call(&id, SMOL);
+    call.trusted = true;
+    call.port += 1;
+    let error = world.call_ready(call).unwrap_err();
+    assert_eq!(error.code, Code::InvalidRequest);
+}
+
+#[test]
+fn a_held_call_that_its_hive_vouches_for_is_taken_in_when_no_spawn_was_its_own() {
+    let mut world = World::with_hive();
+    world.submit(BIG);
+    let spawned = world.spawned();
+    for (id, trusted) in [("adopted", true), ("stranger", false)] {
+        let mut call = call(&worker(id), SMOL);
+        call.hive = Some(hive("a"));
+        call.trusted = trusted;
+        world.call_ready(call).unwrap();
+        assert!(!world.has_worker(&worker(id)), "it may be the spawned one");
+    }
+    world.answer_spawn(&spawned, Ok(spawned.clone()));
+    assert!(!world.has_worker(&worker("stranger")));
+    let job = world.submit(SMOL);
+    assert_eq!(world.runs_on(job), Some(worker("adopted")));
+}

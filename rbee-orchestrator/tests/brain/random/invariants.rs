@@ -63,7 +63,7 @@ impl Run {
         let view = self.world.brain.view(self.world.now);
         let same = view.workers.with_model(&spec.model).filter(|worker| {
             let at = (worker.spec.hive.as_ref(), worker.spec.device);
-            !worker.ready && !worker.draining && at == (Some(on), spec.device)
+            !worker.ready && worker.is_worth_waiting_for() && at == (Some(on), spec.device)
         });
         let ordered = |id: &WorkerId| id.as_str().starts_with("ordered");
         let count = same.filter(|worker| !ordered(&worker.spec.id)).count();
