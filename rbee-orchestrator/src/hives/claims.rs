@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn a_port_has_one_hive_until_that_moves_on() {
         let claims = PortClaims::default();
-        let (a, b) = (claims.claimant(), claims.clone().claimant());
+        let (a, b) = (claims.claimant(), claims.claimant());
         claims.set("h", Some(9200), a);
         claims.set("h", Some(9200), b);
         assert!(claims.is_anothers("h", 9200, b) && !claims.is_anothers("h", 9200, a));

@@ -81,6 +81,7 @@ impl Orchestrator {
             // One that serves no more has been shut down.
             if let Some(entry) = entry.filter(|entry| !entry.orders.is_closed()) {
                 entry.handle.start_by(&spec, options.template);
+                let _ = entry.orders.send(Order::Look);
                 return (record, None);
             }
             let handle = HiveHandle::new(&spec, record.process.clone(), transport, options);
