@@ -4,34 +4,48 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::domain::HiveId;
+/// One who claims ports: a hive's handle. Not the hive's name: a hive that is registered anew has
+/// a new handle while the old one still ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claimant(u64);
 
 /// Ports by the machine's host. Clones share the same entries; all hives of a queen share one.
 #[derive(Debug, Clone, Default)]
-pub struct PortClaims(Arc<Mutex<HashMap<(String, u16), HiveId>>>);
+pub struct PortClaims(Arc<Mutex<Entries>>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    owners: HashMap<(String, u16), Claimant>,
+    claimants: u64,
+}
 
 impl PortClaims {
-    /// Whether a port is another hive's.
-    pub(super) fn is_anothers(&self, host: &str, port: u16, hive: &HiveId) -> bool {
-        let claims = self.entries();
-        claims
-            .get(&(host.to_owned(), port))
-            .is_some_and(|owner| owner != hive)
+    /// Someone new, without a port.
+    pub(super) fn claimant(&self) -> Claimant {
+        let mut entries = self.entries();
+        entries.claimants += 1;
+        Claimant(entries.claimants)
     }
 
-    /// Gives a hive this port and no other; `None` takes what it has. A port that another hive
-    /// claims stays with that one.
-    pub(super) fn set(&self, host: &str, port: Option<u16>, hive: &HiveId) {
-        let mut claims = self.entries();
-        claims.retain(|_, owner| owner != hive);
+    /// Whether a port is someone else's.
+    pub(super) fn is_anothers(&self, host: &str, port: u16, who: Claimant) -> bool {
+        let entries = self.entries();
+        let owner = entries.owners.get(&(host.to_owned(), port));
+        owner.is_some_and(|owner| *owner != who)
+    }
+
+    /// Gives someone this port and no other; `None` takes what it has. A port that another claims
+    /// stays with that one.
+    pub(super) fn set(&self, host: &str, port: Option<u16>, who: Claimant) {
+        let mut entries = self.entries();
+        entries.owners.retain(|_, owner| *owner != who);
         if let Some(port) = port {
-            claims
-                .entry((host.to_owned(), port))
-                .or_insert_with(|| hive.clone());
+            let place = (host.to_owned(), port);
+            entries.owners.entry(place).or_insert(who);
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<(String, u16), HiveId>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -45,12 +59,15 @@ mod tests {
     #[test]
     fn a_port_has_one_hive_until_that_moves_on() {
         let claims = PortClaims::default();
-        let [a, b] = ["a", "b"].map(|name| HiveId::new(name).expect("a name"));
-        claims.set("h", Some(9200), &a);
-        claims.set("h", Some(9200), &b);
-        assert!(claims.is_anothers("h", 9200, &b) && !claims.is_anothers("h", 9200, &a));
-        assert!(!claims.is_anothers("other", 9200, &b));
-        claims.set("h", None, &a);
-        assert!(!claims.is_anothers("h", 9200, &b));
+        let (a, b) = (claims.claimant(), claims.claimant());
+        claims.set("h", Some(9200), a);
+        claims.set("h", Some(9200), b);
+        assert!(claims.is_anothers("h", 9200, b) && !claims.is_anothers("h", 9200, a));
+        assert!(!claims.is_anothers("other", 9200, b));
+        // One that has no port takes nobody's.
+        claims.set("h", None, b);
+        assert!(claims.is_anothers("h", 9200, b));
+        claims.set("h", None, a);
+        assert!(!claims.is_anothers("h", 9200, b));
     }
 }

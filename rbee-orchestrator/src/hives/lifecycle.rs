@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::claims::PortClaims;
+use super::claims::{Claimant, PortClaims};
 use super::client::{CallTimeouts, HiveClient, Recognition};
 use super::token::HiveToken;
 use crate::domain::{HiveId, HiveProcess, HiveSpec};
@@ -62,11 +62,32 @@ pub enum Stopped {
 pub struct HiveHandle {
     id: HiveId,
     managed: bool,
-    install_path: Option<PathBuf>,
+    launch: StdMutex<Launch>,
     options: HiveOptions,
+    claimant: Claimant,
     transport: Arc<dyn HiveTransport>,
     changing: Mutex<()>,
     process: StdMutex<Option<HiveProcess>>,
+}
+
+/// Which program is started.
+#[derive(Clone)]
+struct Launch {
+    template: Vec<String>,
+    install_path: Option<PathBuf>,
+}
+
+impl Launch {
+    /// What a registration may say. `install_path` is for machines that are reached over SSH: it
+    /// must not choose a program on the queen's own.
+    fn of(spec: &HiveSpec, template: Vec<String>) -> Self {
+        let remote = spec.ssh.as_ref();
+        let install_path = remote.and(spec.install_path.as_ref()).map(PathBuf::from);
+        Launch {
+            template,
+            install_path,
+        }
+    }
 }
 
 impl HiveHandle {
@@ -87,7 +108,8 @@ impl HiveHandle {
         let handle = HiveHandle {
             id: spec.id.clone(),
             managed,
-            install_path: spec.install_path.as_ref().map(PathBuf::from),
+            launch: StdMutex::new(Launch::of(spec, options.template.clone())),
+            claimant: options.claims.claimant(),
             options,
             transport,
             changing: Mutex::new(()),
@@ -95,6 +117,11 @@ impl HiveHandle {
         };
         handle.remember(process);
         handle
+    }
+
+    /// Takes over a registration of the same place: its next start is by this template.
+    pub fn start_by(&self, spec: &HiveSpec, template: Vec<String>) {
+        *self.launch() = Launch::of(spec, template);
     }
 
     /// The hive's name.
@@ -132,18 +159,24 @@ impl HiveHandle {
     /// [`HiveHandle::process`].
     ///
     /// # Errors
-    /// `HIVE_UNREACHABLE` with the reason, and the last lines of output of a failed start.
+    /// `HIVE_UNREACHABLE` with the reason: what [`HiveHandle::preflight`] found missing, or the
+    /// last lines of output of a failed start.
     pub async fn ensure_running(&self) -> Result<HiveProcess> {
         let _alone = self.changing.lock().await;
         if !self.managed {
             self.client_at(self.options.port).health().await?;
-            return Ok(found(self.options.port));
+            let process = found(self.options.port);
+            self.remember(Some(process.clone()));
+            return Ok(process);
         }
         if let Some(process) = self.adopt().await? {
             self.remember(Some(process.clone()));
             return Ok(process);
         }
-        let process = self.transport.start(&self.command()).await?;
+        let command = self.command();
+        let Preflight { program, version } = self.transport.preflight(&command).await?;
+        tracing::info!(hive = %self.id, program = %program.display(), version, "starting the hive");
+        let process = self.transport.start(&command).await?;
         // At once, without a pause: a process that runs must be known.
         self.remember(Some(process.clone()));
         self.confirm(&process).await?;
@@ -225,7 +258,7 @@ impl HiveHandle {
             ports.push(self.options.port);
         }
         let host = self.transport.host();
-        ports.retain(|port| !self.options.claims.is_anothers(host, *port, &self.id));
+        ports.retain(|port| !self.options.claims.is_anothers(host, *port, self.claimant));
         for port in ports {
             match self.client_at(port).recognise().await {
                 Recognition::Accepted => {
@@ -305,9 +338,10 @@ impl HiveHandle {
         if let Some(url) = &options.queen_url {
             env.push(("QUEEN_CALLBACK_URL".to_owned(), url.clone()));
         }
+        let launch = self.launch().clone();
         HiveCommand {
-            template: options.template.clone(),
-            install_path: self.install_path.clone(),
+            template: launch.template,
+            install_path: launch.install_path,
             port: options.port,
             queen_url: options.queen_url.clone(),
             env,
@@ -332,8 +366,14 @@ impl HiveHandle {
         let port = process.as_ref().map(|process| process.port);
         self.options
             .claims
-            .set(self.transport.host(), port, &self.id);
+            .set(self.transport.host(), port, self.claimant);
         *self.known() = process;
+    }
+
+    fn launch(&self) -> std::sync::MutexGuard<'_, Launch> {
+        self.launch
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Option<HiveProcess>> {
@@ -347,7 +387,7 @@ impl Drop for HiveHandle {
     fn drop(&mut self) {
         self.options
             .claims
-            .set(self.transport.host(), None, &self.id);
+            .set(self.transport.host(), None, self.claimant);
     }
 }
 

@@ -24,11 +24,15 @@ pub(super) struct Entry {
 
 /// All registered hives.
 #[derive(Default)]
-pub(super) struct HiveMap(RwLock<HashMap<HiveId, Entry>>);
+pub(super) struct HiveMap {
+    entries: RwLock<HashMap<HiveId, Entry>>,
+    /// Held while a hive is registered or forgotten, so that brain, map and store agree.
+    pub(super) registration: tokio::sync::Mutex<()>,
+}
 
 impl HiveMap {
     pub(super) fn get(&self, id: &HiveId) -> Option<Entry> {
-        self.0
+        self.entries
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(id)
@@ -37,21 +41,21 @@ impl HiveMap {
 
     pub(super) fn insert(&self, entry: Entry) -> Option<Entry> {
         let id = entry.handle.id().clone();
-        self.0
+        self.entries
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, entry)
     }
 
     pub(super) fn remove(&self, id: &HiveId) -> Option<Entry> {
-        self.0
+        self.entries
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(id)
     }
 
     pub(super) fn all(&self) -> Vec<Entry> {
-        self.0
+        self.entries
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .values()

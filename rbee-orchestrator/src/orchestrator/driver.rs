@@ -222,10 +222,30 @@ impl Driver {
         }
     }
 
-    fn order(&self, hive: &HiveId, order: Order) {
-        if !self.hives.order(hive, order) {
-            tracing::debug!(%hive, "an order for a hive that was removed");
+    fn order(self: &Arc<Self>, hive: &HiveId, order: Order) {
+        let is_start = matches!(order, Order::Start);
+        if self.hives.order(hive, order) {
+            return;
         }
+        tracing::debug!(%hive, is_start, "an order for a hive that nobody serves");
+        if !is_start {
+            return;
+        }
+        // Who waits for the start must hear of it. By a task: the brain is just deciding.
+        let error = Error::new(
+            crate::error::Code::HiveUnreachable,
+            format!(
+                "hive {hive} is not served: the queen can't use its registration, or is shutting \
+                 down; register it again"
+            ),
+        );
+        let (driver, hive) = (self.clone(), hive.clone());
+        self.tasks.spawn(async move {
+            driver.feed(Event::HiveStarted {
+                hive,
+                result: Err(error),
+            });
+        });
     }
 
     /// Asks a worker whether it answers, after it was told that nobody waits for `cancelled`. One

@@ -10,10 +10,10 @@ use url::Url;
 use super::Orchestrator;
 use super::connector::Entry;
 use super::driver::Driver;
-use super::hive_actor::{HiveActor, Order};
-use crate::brain::{OrderAnswer, SpawnOrder, WorkerCallback};
+use super::hive_actor::{HiveActor, Leave, Order};
+use crate::brain::{Event, OrderAnswer, SpawnOrder, WorkerCallback};
 use crate::config::StaticWorker;
-use crate::domain::{HiveId, HiveRecord, HiveSpec, ModelRef, Worker, WorkerId};
+use crate::domain::{HiveId, HiveRecord, HiveSpec, HiveStatus, ModelRef, Worker, WorkerId};
 use crate::error::{Code, Error, Result};
 use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
 use crate::scheduler::Hive;
@@ -54,28 +54,56 @@ impl Orchestrator {
     }
 
     /// Registers a hive, in place of an older one of that name. It is taken in if it runs
-    /// already, and started when a request needs it.
+    /// already, and started when a request needs it. What the queen started at an older place is
+    /// stopped. Goes on to its end when it is dropped.
     ///
     /// # Errors
     /// `INVALID_REQUEST` for a command template that the configuration does not have,
-    /// `NOT_IMPLEMENTED` for hives over SSH, `STORE_FAILED`.
+    /// `NOT_IMPLEMENTED` for hives over SSH, `STORE_FAILED`: the hive is used then, but a later
+    /// life of the queen does not know it.
     pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
-        let handle = self.make_handle(&HiveRecord::new(spec.clone()))?;
-        let record = self
-            .driver
-            .decide(|brain, now, out| brain.add_hive(now, HiveRecord::new(spec.clone()), out));
-        let handle = match &record.process {
-            Some(_) => self.make_handle(&record)?,
-            None => handle,
-        };
-        self.driver.store.put_hive(record).await?;
-        self.serve_hive(handle, spec.is_managed());
-        Ok(())
+        let this = self.clone();
+        self.to_its_end(async move { this.register(spec).await })
+            .await
     }
 
-    pub(super) fn make_handle(&self, record: &HiveRecord) -> Result<HiveHandle> {
+    async fn register(&self, spec: HiveSpec) -> Result<()> {
+        let driver = &self.driver;
+        let _alone = driver.hives.registration.lock().await;
+        let options = self.hive_options(&spec)?;
+        let transport = (self.hive_parts.transports)(&spec)?;
+        // The hive is served before the brain's first order for it is sent.
+        let (record, served) = driver.decide(|brain, now, out| {
+            let known = brain.view(now).hives.get(&spec.id);
+            let stays = known.is_some_and(|hive| same_place(&hive.record.spec, &spec));
+            let record = brain.add_hive(now, HiveRecord::new(spec.clone()), out);
+            let entry = driver.hives.get(&spec.id).filter(|_| stays);
+            // One that serves no more has been shut down.
+            if let Some(entry) = entry.filter(|entry| !entry.orders.is_closed()) {
+                entry.handle.start_by(&spec, options.template);
+                let _ = entry.orders.send(Order::Look);
+                return (record, None);
+            }
+            let handle = HiveHandle::new(&spec, record.process.clone(), transport, options);
+            (record, Some(self.open(handle)))
+        });
+        if let Some(opened) = served {
+            self.serve(opened, spec.is_managed());
+        }
+        driver.store.put_hive(record).await
+    }
+
+    /// Runs what must not stop halfway, whoever waits for it.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = self.driver.tasks.spawn(work).await;
+        done.unwrap_or_else(|error| Err(Error::internal(format!("it was not finished: {error}"))))
+    }
+
+    fn hive_options(&self, spec: &HiveSpec) -> Result<HiveOptions> {
         let config = &self.driver.config;
-        let spec = &record.spec;
         let name = spec.command.as_deref().unwrap_or("default");
         let template = config.hives.commands.get(name).ok_or_else(|| {
             let known: Vec<&str> = config.hives.commands.keys().map(String::as_str).collect();
@@ -86,7 +114,7 @@ impl Orchestrator {
             .param("command")
         })?;
         let parts = &self.hive_parts;
-        let options = HiveOptions {
+        Ok(HiveOptions {
             template: template.clone(),
             port: config.hives.port,
             queen_url: config.hives.queen_url.clone(),
@@ -100,46 +128,77 @@ impl Orchestrator {
                 ..CallTimeouts::default()
             },
             claims: parts.claims.clone(),
-        };
-        let transport = (parts.transports)(spec)?;
-        Ok(HiveHandle::new(
-            spec,
-            record.process.clone(),
-            transport,
-            options,
-        ))
+        })
     }
 
-    /// Gives a hive its task.
-    pub(super) fn serve_hive(&self, handle: HiveHandle, managed: bool) {
+    /// Makes a hive known, with an inbox for its orders.
+    fn open(&self, handle: HiveHandle) -> Opened {
         let handle = Arc::new(handle);
         #[expect(
             clippy::disallowed_methods,
             reason = "the brain has at most a few orders under way for each worker"
         )]
         let (orders, inbox) = mpsc::unbounded_channel();
-        let actor = HiveActor::new(self.driver.clone(), handle.clone(), managed);
         // The first order of its life: an earlier life's hive that still runs is taken in.
         let _ = orders.send(Order::Look);
-        self.driver.tasks.spawn(actor.run(inbox));
-        if let Some(old) = self.driver.hives.insert(Entry { handle, orders }) {
-            let (done, _) = oneshot::channel();
-            let _ = old.orders.send(Order::Leave { stop: false, done });
+        let entry = Entry { handle, orders };
+        Opened {
+            handle: entry.handle.clone(),
+            inbox,
+            older: self.driver.hives.insert(entry),
         }
     }
 
+    /// Gives a hive its task, which begins once that of an older hive of its name has ended.
+    fn serve(&self, opened: Opened, managed: bool) {
+        let Opened {
+            handle,
+            inbox,
+            older,
+        } = opened;
+        let actor = HiveActor::new(self.driver.clone(), handle, managed);
+        self.driver.tasks.spawn(async move {
+            if let Some(older) = older
+                && let Err(error) = ask_to_leave(&older, true).await
+            {
+                let hive = older.handle.id();
+                tracing::warn!(%hive, %error, "the hive was not stopped at its older place");
+            }
+            actor.run(inbox).await;
+        });
+    }
+
     /// Forgets a hive. What the queen started there is stopped, unless it is to be left running.
+    /// Goes on to its end when it is dropped.
     ///
     /// # Errors
     /// `HIVE_NOT_FOUND`, `STORE_FAILED`, or why it could not be stopped.
     pub async fn remove_hive(&self, id: &HiveId, leave_running: bool) -> Result<()> {
+        let (this, id) = (self.clone(), id.clone());
+        self.to_its_end(async move { this.forget_hive(&id, !leave_running).await })
+            .await
+    }
+
+    async fn forget_hive(&self, id: &HiveId, stop: bool) -> Result<()> {
         let driver = &self.driver;
-        driver.decide(|brain, now, out| brain.remove_hive(now, id, out))?;
-        driver.store.remove_hive(id).await?;
-        if let Some(entry) = driver.hives.remove(id) {
-            ask_to_leave(&entry, !leave_running).await?;
+        let alone = driver.hives.registration.lock().await;
+        let entry = driver.decide(|brain, now, out| {
+            brain.remove_hive(now, id, out)?;
+            Ok::<_, Error>(driver.hives.remove(id))
+        })?;
+        // Others need not wait until it has ended.
+        drop(alone);
+        let left = match &entry {
+            Some(entry) => ask_to_leave(entry, stop).await.map(|_| ()),
+            None => Ok(()),
+        };
+        // The record stays until then, for a later life of the queen to find what still runs.
+        let _alone = driver.hives.registration.lock().await;
+        let is_back = driver.look(|brain, now| brain.view(now).hives.contains_key(id));
+        if !is_back {
+            driver.store.remove_hive(id).await?;
         }
-        Ok(())
+        left
     }
 
     /// Stops every hive that a queen started.
@@ -222,8 +281,7 @@ impl Orchestrator {
 
     /// A hive's call that a worker died.
     pub fn worker_failed(&self, worker: WorkerId, error: Error) {
-        self.driver
-            .feed(crate::brain::Event::WorkerFailed { worker, error });
+        self.driver.feed(Event::WorkerFailed { worker, error });
     }
 
     /// Takes in a server that no hive owns. It is used once it answers its health check.
@@ -305,19 +363,18 @@ impl Orchestrator {
                     }
                     let view = brain.view(now);
                     let hive = view.hives.get(&local).filter(unknown)?;
-                    Some((
-                        hive.last_error.clone(),
-                        view.can_start(hive),
-                        view.hives.len(),
-                    ))
+                    // The error of an earlier start says nothing of one that is under way.
+                    let failed = hive.status == HiveStatus::Error && !view.can_start(hive);
+                    let error = hive.last_error.clone().filter(|_| failed);
+                    Some((error, view.hives.len()))
                 });
                 match state {
                     None => return Ok(()),
-                    Some((Some(error), _, hives)) => {
+                    Some((Some(error), hives)) => {
                         // With other hives there is something to list all the same.
                         return if hives > 1 { Ok(()) } else { Err(error) };
                     }
-                    Some((None, ..)) => self.fleet_change(&mut changes).await?,
+                    Some((None, _)) => self.fleet_change(&mut changes).await?,
                 }
             }
         };
@@ -376,19 +433,56 @@ impl Orchestrator {
 
     pub(super) fn start_known_hives(&self, records: &[HiveRecord]) {
         for record in records {
-            match self.make_handle(record) {
-                Ok(handle) => self.serve_hive(handle, record.spec.is_managed()),
+            let spec = &record.spec;
+            let handle = self.hive_options(spec).and_then(|options| {
+                let transport = (self.hive_parts.transports)(spec)?;
+                let process = record.process.clone();
+                Ok(HiveHandle::new(spec, process, transport, options))
+            });
+            match handle {
+                Ok(handle) => self.serve(self.open(handle), spec.is_managed()),
                 Err(error) => {
-                    tracing::warn!(hive = %record.spec.id, %error, "the hive can't be used");
+                    tracing::warn!(hive = %spec.id, %error, "the hive can't be used");
+                    self.driver.feed(Event::HiveStarted {
+                        hive: spec.id.clone(),
+                        result: Err(error),
+                    });
                 }
             }
         }
     }
 }
 
+/// A hive that is known and not served yet.
+struct Opened {
+    handle: Arc<HiveHandle>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+    /// The hive that had its name.
+    older: Option<Entry>,
+}
+
+/// Whether two registrations mean the same process. The brain sees it the same way.
+fn same_place(old: &HiveSpec, new: &HiveSpec) -> bool {
+    let place = |spec: &HiveSpec| {
+        let HiveSpec {
+            mode,
+            hostname,
+            port,
+            ssh,
+            ..
+        } = spec.clone();
+        (mode, hostname, port, ssh)
+    };
+    place(old) == place(new)
+}
+
 async fn ask_to_leave(entry: &Entry, stop: bool) -> Result<Stopped> {
     let (done, answer) = oneshot::channel();
-    if entry.orders.send(Order::Leave { stop, done }).is_err() {
+    if entry
+        .orders
+        .send(Order::Leave(Leave { stop, done }))
+        .is_err()
+    {
         return if stop {
             entry.handle.stop().await
         } else {

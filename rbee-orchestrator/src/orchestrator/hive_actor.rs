@@ -1,6 +1,7 @@
 //! One hive's task: carries out orders for it one after the other, and checks it in between, so
 //! that no report is older than the order before it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,10 +31,14 @@ pub(super) enum Order {
     /// Ask it to end a worker.
     StopWorker(WorkerId),
     /// Serve it no more; stop it first unless it is to be left running.
-    Leave {
-        stop: bool,
-        done: oneshot::Sender<Result<Stopped>>,
-    },
+    Leave(Leave),
+}
+
+/// The last order of a hive's task. It does not wait for those before it.
+#[derive(Debug)]
+pub(super) struct Leave {
+    pub(super) stop: bool,
+    pub(super) done: oneshot::Sender<Result<Stopped>>,
 }
 
 /// A report is stored again after this long even when only its free memory has changed.
@@ -46,6 +51,8 @@ pub(super) struct HiveActor {
     /// Whether it is worth checking: it was seen running, or someone else may start it.
     watched: bool,
     stored: Option<(HiveRecord, Instant)>,
+    /// Workers that the hive was asked to end and did not.
+    unstopped: Vec<WorkerId>,
 }
 
 impl HiveActor {
@@ -56,32 +63,52 @@ impl HiveActor {
             managed,
             watched: !managed,
             stored: None,
+            unstopped: Vec::new(),
         }
     }
 
     pub(super) async fn run(mut self, mut orders: UnboundedReceiver<Order>) {
-        let stop = self.driver.stop.clone();
+        let driver = self.driver.clone();
+        let mut later = VecDeque::new();
+        let leave = tokio::select! {
+            biased;
+            () = driver.stop.cancelled() => None,
+            leave = self.serve(&mut orders, &mut later) => leave,
+        };
+        if let Some(Leave { stop, done }) = leave {
+            // Nobody may wait for the answer any more; the hive is served no more either way.
+            let _ = done.send(match stop {
+                true => self.handle.stop().await,
+                false => Ok(Stopped::NotOurs),
+            });
+        }
+    }
+
+    /// Until it is told to leave, which interrupts what is under way: a start may take minutes.
+    async fn serve(
+        &mut self,
+        orders: &mut UnboundedReceiver<Order>,
+        later: &mut VecDeque<Order>,
+    ) -> Option<Leave> {
         loop {
-            let wait = self.check_interval();
-            let order = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                order = orders.recv() => order,
-                () = tokio::time::sleep(wait), if self.watched => Some(Order::Check),
+            let order = match later.pop_front() {
+                Some(order) => order,
+                None => {
+                    let wait = self.check_interval();
+                    tokio::select! {
+                        biased;
+                        order = orders.recv() => order?,
+                        () = tokio::time::sleep(wait), if self.watched => Order::Check,
+                    }
+                }
             };
-            let Some(order) = order else { return };
-            if let Order::Leave { stop, done } = order {
-                // Nobody may wait for the answer any more; the hive is served no more either way.
-                let _ = done.send(if stop {
-                    self.handle.stop().await
-                } else {
-                    Ok(Stopped::NotOurs)
-                });
-                return;
+            if let Order::Leave(leave) = order {
+                return Some(leave);
             }
             tokio::select! {
+                biased;
+                leave = next_leave(orders, later) => return Some(leave),
                 () = self.carry_out(order) => {}
-                () = stop.cancelled() => return,
             }
         }
     }
@@ -106,7 +133,7 @@ impl HiveActor {
             Order::Check => self.check().await,
             Order::Spawn { worker, devices } => self.spawn(worker, devices).await,
             Order::StopWorker(worker) => self.stop_worker(worker).await,
-            Order::Leave { .. } => {}
+            Order::Leave(_) => {}
         }
     }
 
@@ -141,6 +168,9 @@ impl HiveActor {
 
     async fn check(&mut self) {
         let hive = self.handle.id().clone();
+        for worker in self.unstopped.clone() {
+            self.stop_worker(worker).await;
+        }
         let event = match self.ask().await {
             Ok(event) => event,
             Err(error) => {
@@ -153,7 +183,12 @@ impl HiveActor {
                 }
             }
         };
+        let missed = matches!(event, Event::HiveMissed { .. });
         self.driver.feed(event);
+        if missed {
+            // It may count as failed now, and someone may wait for its first report.
+            self.driver.fleet_changes.send_modify(|count| *count += 1);
+        }
         let record = self.driver.look(|brain, now| {
             brain
                 .view(now)
@@ -166,11 +201,17 @@ impl HiveActor {
         }
     }
 
-    async fn ask(&self) -> Result<Event> {
+    async fn ask(&mut self) -> Result<Event> {
         let client = self.client()?;
         let capabilities = client.capabilities().await?;
         let listed = client.workers().await?;
         let hive = self.handle.id().clone();
+        // What its hive does not know any more has ended, as far as it can be known.
+        let is_listed = |id: &WorkerId| listed.iter().any(|worker| worker.id == *id);
+        let ended = self.unstopped.extract_if(.., |id| !is_listed(id));
+        for worker in ended {
+            self.driver.feed(Event::WorkerStopped { worker });
+        }
         let workers = listed
             .iter()
             .filter_map(|worker| self.seen(worker))
@@ -244,15 +285,27 @@ impl HiveActor {
         })
     }
 
-    async fn stop_worker(&self, worker: WorkerId) {
+    /// A worker that its hive does not end keeps its place, and is tried again at each check.
+    async fn stop_worker(&mut self, worker: WorkerId) {
         let stopped = match self.client() {
             Ok(client) => client.shutdown_worker(worker.as_str(), None).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = stopped {
-            tracing::warn!(hive = %self.handle.id(), %worker, %error, "the worker was not stopped");
+        let hive = self.handle.id();
+        let known = self.unstopped.iter().position(|id| *id == worker);
+        match (stopped, known) {
+            (Ok(()), known) => {
+                known.map(|at| self.unstopped.swap_remove(at));
+                self.driver.feed(Event::WorkerStopped { worker });
+            }
+            (Err(error), None) => {
+                tracing::warn!(%hive, %worker, %error, "the worker was not stopped; trying again");
+                self.unstopped.push(worker);
+            }
+            (Err(error), Some(_)) => {
+                tracing::debug!(%hive, %worker, %error, "the worker was not stopped again");
+            }
         }
-        self.driver.feed(Event::WorkerStopped { worker });
     }
 
     async fn store_if_news(&mut self, record: HiveRecord) {
@@ -269,6 +322,18 @@ impl HiveActor {
         match self.driver.store.put_hive(record.clone()).await {
             Ok(()) => self.stored = Some((record, Instant::now())),
             Err(error) => tracing::warn!(%error, "the hive's record was not stored"),
+        }
+    }
+}
+
+/// Waits for the order to leave; the others are kept for later.
+async fn next_leave(orders: &mut UnboundedReceiver<Order>, later: &mut VecDeque<Order>) -> Leave {
+    loop {
+        match orders.recv().await {
+            Some(Order::Leave(leave)) => return leave,
+            Some(order) => later.push_back(order),
+            // Nobody can send one any more.
+            None => std::future::pending().await,
         }
     }
 }

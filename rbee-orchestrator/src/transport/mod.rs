@@ -31,7 +31,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> HiveStream for T {}
 pub struct HiveCommand {
     /// Program and arguments; `{port}`, `{host}` and `{queen_url}` stand for their values.
     pub template: Vec<String>,
-    /// Folder where the program is looked for first; then come the queen's own folder and `PATH`.
+    /// Folder on another machine where the program is looked for before `PATH`. Without meaning
+    /// for local hives, whose program is beside the queen's own or on `PATH`.
     pub install_path: Option<PathBuf>,
     /// The first port to try; the next free one is taken.
     pub port: u16,

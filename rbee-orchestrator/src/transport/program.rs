@@ -18,19 +18,15 @@ fn unreachable(message: String) -> Error {
     Error::new(Code::HiveUnreachable, message)
 }
 
-/// The program's file: a path as it is; a bare name in `install_path`, beside the running
-/// executable, and on `PATH`. Blocks on the file system.
+/// The program's file on this machine: a path as it is; a bare name beside the running executable,
+/// and on `PATH`. `install_path` is for other machines: a registration must not choose what the
+/// queen runs on her own. Blocks on the file system.
 pub(super) fn find(command: &HiveCommand) -> Result<PathBuf> {
     let own_folder = std::env::current_exe()
         .ok()
         .and_then(|exe| exe.parent().map(Path::to_path_buf));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = command
-        .install_path
-        .clone()
-        .into_iter()
-        .chain(own_folder)
-        .chain(std::env::split_paths(&path));
+    let places = own_folder.into_iter().chain(std::env::split_paths(&path));
     find_in(command, places)
 }
 
@@ -57,7 +53,7 @@ fn find_in(command: &HiveCommand, places: impl Iterator<Item = PathBuf>) -> Resu
     let looked: Vec<String> = candidates.iter().map(|c| c.display().to_string()).collect();
     Err(unreachable(format!(
         "the hive's program {name:?} was not found; looked at {}. Put it beside the queen's own \
-         executable or on PATH, set install_path, or name another program in [hives.commands]",
+         executable or on PATH, or name another program in [hives.commands]",
         looked.join(", ")
     )))
 }
@@ -176,7 +172,7 @@ mod tests {
         for part in [
             "/nowhere/a/rbee-hive",
             "/nowhere/b/rbee-hive",
-            "install_path",
+            "hives.commands",
             "PATH",
         ] {
             assert!(error.message.contains(part), "{part} in {error}");

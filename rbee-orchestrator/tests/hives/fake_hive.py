@@ -41,6 +41,9 @@ if args.mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+worker_ended = []
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, body):
         data = json.dumps(body).encode()
@@ -57,12 +60,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.headers["Authorization"] != f"Bearer {token}":
             return self.answer(401, {"error": "unauthorized"})
         if self.path == "/v1/workers/list":
-            return self.answer(200, {"workers": []})
+            worker = {"id": "w1", "url": "http://127.0.0.1:1", "model_ref": "file:a.gguf",
+                      "backend": "cpu", "state": "ready", "protocol": "openai"}
+            clings = args.mode == "clings-to-worker" and not worker_ended
+            return self.answer(200, {"workers": [worker] if clings else []})
         self.answer(404, {})
 
     def do_POST(self):
         if self.headers["Authorization"] != f"Bearer {token}":
             return self.answer(401, {"error": "unauthorized"})
+        if self.path == "/v1/workers/shutdown" and args.mode == "clings-to-worker":
+            if not os.path.exists(args.marker):
+                print("the worker stays", flush=True)
+                return self.answer(500, {"error": "not now"})
+            worker_ended.append(True)
+            return self.answer(200, {})
         if self.path == "/v1/shutdown" and args.mode not in ("old", "stubborn"):
             self.answer(200, {})
             print("asked to stop", flush=True)

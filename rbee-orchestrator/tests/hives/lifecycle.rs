@@ -270,6 +270,38 @@ async fn a_hive_gets_what_it_needs_in_its_environment_and_no_secret_of_the_queen
 }
 
 #[tokio::test]
+async fn a_registration_does_not_choose_a_local_program() {
+    use std::os::unix::fs::PermissionsExt;
+    let hives = FakeHives::new();
+    let program = hives.path("planted-hive");
+    std::fs::write(&program, "#!/bin/sh\ntouch \"$0.ran\"\n").expect("temp dir is writable");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).expect("it is ours");
+    let mut options = hives.options("healthy");
+    options.template[0] = "planted-hive".into();
+    let spec = HiveSpec {
+        install_path: Some(hives.path("").display().to_string()),
+        ..HiveSpec::local(HiveId::localhost())
+    };
+    let hive = HiveHandle::new(&spec, None, Arc::new(LocalTransport::new()), options);
+    let error = hive.ensure_running().await.expect_err("not in its places");
+    assert!(error.message.contains("was not found"), "{error}");
+    assert!(!hives.path("planted-hive.ran").exists());
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_tell_its_version_is_not_started() {
+    let hives = FakeHives::new();
+    let mut options = hives.options("healthy");
+    options.template[0] = "/bin/false".into();
+    let hive = hives.handle(options, None);
+    let error = hive.ensure_running().await.expect_err("it is no hive");
+    assert_eq!(error.code, Code::HiveUnreachable);
+    assert!(error.message.contains("--version"), "{error}");
+    assert_eq!(hives.log(), "", "nothing was started");
+}
+
+#[tokio::test]
 async fn an_unmanaged_hive_is_only_asked_for_its_health() {
     let hives = FakeHives::new();
     let someone = LocalTransport::new();

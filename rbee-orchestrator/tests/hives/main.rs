@@ -6,3 +6,4 @@ mod client;
 mod fake_hive;
 mod lifecycle;
 mod local;
+mod registry;
