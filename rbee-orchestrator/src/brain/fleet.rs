@@ -19,7 +19,7 @@ impl Brain {
     ) -> HiveRecord {
         let id = record.spec.id.clone();
         match self.hives.get_mut(&id) {
-            Some(old) if same_place(&old.record, &record) => {
+            Some(old) if old.record.spec.is_same_place(&record.spec) => {
                 record.process = old.record.process.clone();
                 record.capabilities = old.record.capabilities.clone();
                 record.last_seen = old.record.last_seen;
@@ -206,19 +206,6 @@ impl Brain {
         }
         self.pump_all(now, out);
     }
-}
-
-/// Whether two records mean the same process, so that what is known of it holds on.
-fn same_place(old: &HiveRecord, new: &HiveRecord) -> bool {
-    let place = |record: &HiveRecord| {
-        (
-            record.spec.mode,
-            record.spec.hostname.clone(),
-            record.spec.port,
-            record.spec.ssh.clone(),
-        )
-    };
-    place(old) == place(new)
 }
 
 /// The devices that a registration claims, for a hive that can't report its own.

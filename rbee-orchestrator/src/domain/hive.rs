@@ -79,6 +79,20 @@ impl HiveSpec {
         }
     }
 
+    /// Whether another registration means the same process, so that what is known of it holds on.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let place = |spec: &'_ Self| {
+            (
+                spec.mode,
+                spec.hostname.clone(),
+                spec.port,
+                spec.ssh.clone(),
+            )
+        };
+        place(self) == place(other)
+    }
+
     /// Whether the queen may start and stop it; someone else runs an unmanaged hive.
     #[must_use]
     pub fn is_managed(&self) -> bool {

@@ -75,7 +75,7 @@ impl Orchestrator {
         // The hive is served before the brain's first order for it is sent.
         let (record, served) = driver.decide(|brain, now, out| {
             let known = brain.view(now).hives.get(&spec.id);
-            let stays = known.is_some_and(|hive| same_place(&hive.record.spec, &spec));
+            let stays = known.is_some_and(|hive| hive.record.spec.is_same_place(&spec));
             let record = brain.add_hive(now, HiveRecord::new(spec.clone()), out);
             let entry = driver.hives.get(&spec.id).filter(|_| stays);
             // One that serves no more has been shut down.
@@ -459,21 +459,6 @@ struct Opened {
     inbox: mpsc::UnboundedReceiver<Order>,
     /// The hive that had its name.
     older: Option<Entry>,
-}
-
-/// Whether two registrations mean the same process. The brain sees it the same way.
-fn same_place(old: &HiveSpec, new: &HiveSpec) -> bool {
-    let place = |spec: &HiveSpec| {
-        let HiveSpec {
-            mode,
-            hostname,
-            port,
-            ssh,
-            ..
-        } = spec.clone();
-        (mode, hostname, port, ssh)
-    };
-    place(old) == place(new)
 }
 
 async fn ask_to_leave(entry: &Entry, stop: bool) -> Result<Stopped> {
