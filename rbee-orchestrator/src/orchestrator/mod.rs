@@ -7,6 +7,7 @@ mod driver;
 mod fleet;
 mod hive_actor;
 mod jobs;
+mod registry;
 mod reply;
 
 use std::fmt;
@@ -30,10 +31,11 @@ use crate::store::{MemoryStore, Store};
 use clock::Clock;
 use connector::{HiveMap, WorkerConnector};
 use driver::Driver;
-use fleet::HiveParts;
+use registry::HiveParts;
 
-pub use fleet::{ModelInfo, TransportFactory};
+pub use fleet::ModelInfo;
 pub use jobs::OpenAiRequest;
+pub use registry::TransportFactory;
 pub use reply::{RawHead, RawReply, TaskStream};
 
 /// One inference endpoint over a fleet of machines. Cheap to clone; all clones are the same.
@@ -185,7 +187,7 @@ impl Orchestrator {
             config: Config::default(),
             store: None,
             scheduler: Box::new(LeastLoaded),
-            transports: fleet::default_transports(),
+            transports: registry::default_transports(),
             hive_token: None,
         }
     }
@@ -211,7 +213,7 @@ impl Orchestrator {
     /// Whether it has begun to shut down.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.driver.is_draining()
+        self.driver.look(|brain, _| brain.is_draining())
     }
 
     /// Takes no more work. What waits ends with `SHUTTING_DOWN`; what runs goes on.

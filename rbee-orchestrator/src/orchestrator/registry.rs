@@ -1,0 +1,277 @@
+//! Hives from their registration to their removal.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Orchestrator;
+use super::connector::Entry;
+use super::hive_actor::{HiveActor, Leave, Order};
+use crate::brain::Event;
+use crate::domain::{HiveId, HiveRecord, HiveSpec};
+use crate::error::{Code, Error, Result};
+use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
+use crate::scheduler::Hive;
+use crate::transport::HiveTransport;
+
+/// Makes the transport of a hive.
+pub type TransportFactory = Arc<dyn Fn(&HiveSpec) -> Result<Arc<dyn HiveTransport>> + Send + Sync>;
+
+/// What hive handles are made with.
+pub(super) struct HiveParts {
+    pub(super) token: HiveToken,
+    pub(super) transports: TransportFactory,
+    pub(super) claims: PortClaims,
+    pub(super) log_dir: std::path::PathBuf,
+}
+
+impl Orchestrator {
+    /// All hives, by name.
+    #[must_use]
+    pub fn hives(&self) -> Vec<Hive> {
+        self.driver
+            .look(|brain, now| brain.view(now).hives.values().cloned().collect())
+    }
+
+    /// Registers a hive, in place of an older one of that name. It is taken in if it runs
+    /// already, and started when a request needs it. What the queen started at an older place is
+    /// stopped. Goes on to its end when it is dropped.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a command template that the configuration does not have,
+    /// `NOT_IMPLEMENTED` for hives over SSH, `STORE_FAILED`: the hive is used then, but a later
+    /// life of the queen does not know it.
+    pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
+        let this = self.clone();
+        self.to_its_end(async move { this.register(spec).await })
+            .await
+    }
+
+    async fn register(&self, spec: HiveSpec) -> Result<()> {
+        let driver = &self.driver;
+        let _alone = driver.hives.registration.lock().await;
+        let options = self.hive_options(&spec)?;
+        let transport = (self.hive_parts.transports)(&spec)?;
+        // The hive is served before the brain's first order for it is sent.
+        let (record, served) = driver.decide(|brain, now, out| {
+            let known = brain.view(now).hives.get(&spec.id);
+            let stays = known.is_some_and(|hive| hive.record.spec.is_same_place(&spec));
+            let record = brain.add_hive(now, HiveRecord::new(spec.clone()), out);
+            let entry = driver.hives.get(&spec.id).filter(|_| stays);
+            // One that serves no more has been shut down.
+            if let Some(entry) = entry.filter(|entry| !entry.orders.is_closed()) {
+                entry.handle.start_by(&spec, options.template);
+                let _ = entry.orders.send(Order::Look);
+                return (record, None);
+            }
+            let handle = HiveHandle::new(&spec, record.process.clone(), transport, options);
+            (record, Some(self.open(handle)))
+        });
+        if let Some(opened) = served {
+            self.serve(opened, spec.is_managed());
+        }
+        driver.store.put_hive(record).await
+    }
+
+    /// Runs what must not stop halfway, whoever waits for it.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = self.driver.tasks.spawn(work).await;
+        done.unwrap_or_else(|error| Err(Error::internal(format!("it was not finished: {error}"))))
+    }
+
+    fn hive_options(&self, spec: &HiveSpec) -> Result<HiveOptions> {
+        let config = &self.driver.config;
+        let name = spec.command.as_deref().unwrap_or("default");
+        let template = config.hives.commands.get(name).ok_or_else(|| {
+            let known: Vec<&str> = config.hives.commands.keys().map(String::as_str).collect();
+            let known = known.join(", ");
+            Error::invalid(format!(
+                "there is no command {name:?} in the configuration; there is {known}"
+            ))
+            .param("command")
+        })?;
+        let parts = &self.hive_parts;
+        Ok(HiveOptions {
+            template: template.clone(),
+            port: config.hives.port,
+            queen_url: config.hives.queen_url.clone(),
+            token: parts.token.clone(),
+            log_file: parts.log_dir.join(format!("hive-{}.log", spec.id)),
+            start_timeout: config.timeouts.hive_start,
+            stop_grace: config.timeouts.stop_grace,
+            timeouts: CallTimeouts {
+                health: config.timeouts.health,
+                call: config.timeouts.hive_call,
+                ..CallTimeouts::default()
+            },
+            claims: parts.claims.clone(),
+        })
+    }
+
+    /// Makes a hive known, with an inbox for its orders.
+    fn open(&self, handle: HiveHandle) -> Opened {
+        let handle = Arc::new(handle);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the brain has at most a few orders under way for each worker"
+        )]
+        let (orders, inbox) = mpsc::unbounded_channel();
+        // The first order of its life: an earlier life's hive that still runs is taken in.
+        let _ = orders.send(Order::Look);
+        let entry = Entry { handle, orders };
+        Opened {
+            handle: entry.handle.clone(),
+            inbox,
+            older: self.driver.hives.insert(entry),
+        }
+    }
+
+    /// Gives a hive its task, which begins once that of an older hive of its name has ended.
+    fn serve(&self, opened: Opened, managed: bool) {
+        let Opened {
+            handle,
+            inbox,
+            older,
+        } = opened;
+        let actor = HiveActor::new(self.driver.clone(), handle, managed);
+        self.driver.tasks.spawn(async move {
+            if let Some(older) = older
+                && let Err(error) = ask_to_leave(&older, true).await
+            {
+                let hive = older.handle.id();
+                tracing::warn!(%hive, %error, "the hive was not stopped at its older place");
+            }
+            actor.run(inbox).await;
+        });
+    }
+
+    /// Forgets a hive. What the queen started there is stopped, unless it is to be left running.
+    /// Goes on to its end when it is dropped.
+    ///
+    /// # Errors
+    /// `HIVE_NOT_FOUND`, `STORE_FAILED`, or why it could not be stopped.
+    pub async fn remove_hive(&self, id: &HiveId, leave_running: bool) -> Result<()> {
+        let (this, id) = (self.clone(), id.clone());
+        self.to_its_end(async move { this.forget_hive(&id, !leave_running).await })
+            .await
+    }
+
+    async fn forget_hive(&self, id: &HiveId, stop: bool) -> Result<()> {
+        let driver = &self.driver;
+        let alone = driver.hives.registration.lock().await;
+        let entry = driver.decide(|brain, now, out| {
+            brain.remove_hive(now, id, out)?;
+            Ok::<_, Error>(driver.hives.remove(id))
+        })?;
+        // Others need not wait until it has ended.
+        drop(alone);
+        let left = match &entry {
+            Some(entry) => ask_to_leave(entry, stop).await.map(|_| ()),
+            None => Ok(()),
+        };
+        // The record stays until then, for a later life of the queen to find what still runs.
+        let _alone = driver.hives.registration.lock().await;
+        let is_back = driver.look(|brain, now| brain.view(now).hives.contains_key(id));
+        if !is_back {
+            driver.store.remove_hive(id).await?;
+        }
+        left
+    }
+
+    /// Stops every hive that a queen started.
+    pub(super) async fn stop_hives(&self) {
+        let mut stopping = tokio::task::JoinSet::new();
+        for entry in self.driver.hives.all() {
+            stopping.spawn(
+                async move { (entry.handle.id().clone(), ask_to_leave(&entry, true).await) },
+            );
+        }
+        while let Some(stopped) = stopping.join_next().await {
+            match stopped {
+                Ok((hive, Ok(Stopped::Ended))) => {
+                    tracing::info!(%hive, "the hive has ended");
+                    let record = self
+                        .driver
+                        .decide(|brain, _, _| brain.set_hive_process(&hive, None));
+                    if let Some(record) = record
+                        && let Err(error) = self.driver.store.put_hive(record).await
+                    {
+                        tracing::warn!(%hive, %error, "the hive's record was not stored");
+                    }
+                }
+                Ok((hive, Err(error))) => tracing::warn!(%hive, %error, "the hive was not stopped"),
+                Ok((_, Ok(_))) => {}
+                Err(error) => tracing::warn!(%error, "stopping a hive failed"),
+            }
+        }
+    }
+
+    pub(super) fn start_known_hives(&self, records: &[HiveRecord]) {
+        for record in records {
+            let spec = &record.spec;
+            let handle = self.hive_options(spec).and_then(|options| {
+                let transport = (self.hive_parts.transports)(spec)?;
+                let process = record.process.clone();
+                Ok(HiveHandle::new(spec, process, transport, options))
+            });
+            match handle {
+                Ok(handle) => self.serve(self.open(handle), spec.is_managed()),
+                Err(error) => {
+                    tracing::warn!(hive = %spec.id, %error, "the hive can't be used");
+                    self.driver.feed(Event::HiveStarted {
+                        hive: spec.id.clone(),
+                        result: Err(error),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A hive that is known and not served yet.
+struct Opened {
+    handle: Arc<HiveHandle>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+    /// The hive that had its name.
+    older: Option<Entry>,
+}
+
+async fn ask_to_leave(entry: &Entry, stop: bool) -> Result<Stopped> {
+    let (done, answer) = oneshot::channel();
+    if entry
+        .orders
+        .send(Order::Leave(Leave { stop, done }))
+        .is_err()
+    {
+        return if stop {
+            entry.handle.stop().await
+        } else {
+            Ok(Stopped::NotOurs)
+        };
+    }
+    // The task may have been stopped while the order was in its inbox.
+    match answer.await {
+        Ok(stopped) => stopped,
+        Err(_) if stop => entry.handle.stop().await,
+        Err(_) => Ok(Stopped::NotOurs),
+    }
+}
+
+/// Local hives are child processes, unmanaged ones are reached by TCP.
+pub(super) fn default_transports() -> TransportFactory {
+    use crate::transport::{DirectTransport, LocalTransport};
+    let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());
+    Arc::new(move |spec| match (spec.is_managed(), &spec.ssh) {
+        (true, None) => Ok(local.clone()),
+        (false, _) => Ok(Arc::new(DirectTransport::new(spec.hostname.clone()))),
+        (true, Some(_)) => Err(Error::new(
+            Code::NotImplemented,
+            "hives over SSH are not there yet: register the hive without ssh_host and run it \
+             yourself at hostname:port",
+        )
+        .param("ssh_host")),
+    })
+}
