@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use settings::{Flags, Settings};
 
-/// Requests allocate some dozens of small blocks; glibc takes twice the time for them.
+/// A request allocates some dozens of small blocks, which shows in its CPU.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

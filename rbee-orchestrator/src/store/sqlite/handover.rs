@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::store::JobChange;
 
 /// How long changes wait that nobody awaits: the changes of a short job become one write, and an
-/// idle disk syncs a hundred times a second at most. It is what a crash may take of an interactive
+/// idle disk syncs forty times a second at most. It is what a crash may take of an interactive
 /// stream's record.
 const LINGER: Duration = Duration::from_millis(25);
 
