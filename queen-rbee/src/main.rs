@@ -43,6 +43,8 @@ fn run(settings: Settings) -> Result<()> {
     let listener = serve::bind(settings.address)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Requests run on lanes of their own (`serve`); what is left is little.
+        .worker_threads(1)
         .thread_name("queen")
         .build()
         .context("the async runtime could not be started")?;

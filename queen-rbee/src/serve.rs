@@ -1,8 +1,13 @@
 //! Sockets: connections accepted, HTTP/1.1 and h2c spoken.
+//!
+//! There is a lane for each core, a thread with a runtime of its own, and a connection stays on the
+//! lane that it was given: its client, its worker's connection and what happens in between never
+//! wake another thread.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
 use std::pin::pin;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -14,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rbee_orchestrator::http::HttpApi;
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,6 +49,24 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
 pub(crate) struct Server {
     accepting: JoinHandle<()>,
     connections: TaskTracker,
+    /// Ends the lanes.
+    end: CancellationToken,
+}
+
+/// Starts a lane, which lives until `end`.
+fn lane(end: CancellationToken) -> Result<Handle> {
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_all().build();
+    let runtime = runtime.context("an async runtime could not be started")?;
+    let handle = runtime.handle().clone();
+    thread::Builder::new()
+        .name("queen-lane".into())
+        .spawn(move || {
+            runtime.block_on(end.cancelled());
+            runtime.shutdown_background();
+        })
+        .context("a thread could not be started")?;
+    Ok(handle)
 }
 
 impl Server {
@@ -54,17 +78,25 @@ impl Server {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let connections = TaskTracker::new();
         let tracker = connections.clone();
+        let end = CancellationToken::new();
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let lanes: Vec<Handle> = (0..cores)
+            .map(|_| lane(end.clone()))
+            .collect::<Result<_>>()?;
+        let mut lanes_in_turn = lanes.into_iter().cycle();
         let accepting = tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,
                     () = stop.cancelled() => return,
                 };
-                match accepted {
-                    Ok((stream, _)) => {
-                        tracker.spawn(connection(stream, api.clone(), stop.clone()));
+                let stream = accepted.and_then(|(stream, _)| stream.into_std());
+                match (stream, lanes_in_turn.next()) {
+                    (_, None) => return,
+                    (Ok(stream), Some(lane)) => {
+                        tracker.spawn_on(connection(stream, api.clone(), stop.clone()), &lane);
                     }
-                    Err(error) => {
+                    (Err(error), _) => {
                         // Out of file descriptors, most likely: it passes when clients leave.
                         tracing::warn!(%error, "a connection was not accepted");
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -75,6 +107,7 @@ impl Server {
         Ok(Server {
             accepting,
             connections,
+            end,
         })
     }
 
@@ -88,6 +121,7 @@ impl Server {
         if tokio::time::timeout(FINISH_TIMEOUT, ended).await.is_err() {
             tracing::debug!("connections were still open at the end");
         }
+        self.end.cancel();
     }
 }
 
@@ -105,11 +139,12 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
+async fn connection(stream: StdStream, api: HttpApi, stop: CancellationToken) {
     let stall = api.orchestrator().config().timeouts.client_stall;
-    if let Err(error) = prepare(&stream, stall) {
-        tracing::debug!(%error, "a socket option was not set");
-    }
+    let stream = match prepare(&stream, stall).and_then(|()| TcpStream::from_std(stream)) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "a connection could not be taken on"),
+    };
     let service = service_fn(move |request: Request<Incoming>| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.call(request).await) }
@@ -127,11 +162,12 @@ async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(HEAD_TIMEOUT));
-        until_stopped(
+        // Boxed: it is rare, and every connection would have room for it.
+        let served = until_stopped(
             builder.serve_connection(TokioIo::new(stream), service),
             &stop,
-        )
-        .await
+        );
+        Box::pin(served).await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -151,7 +187,7 @@ async fn connection(stream: TcpStream, api: HttpApi, stop: CancellationToken) {
 
 /// Nagle's algorithm with delayed ACKs costs 40 ms for each small write; a peer that takes nothing
 /// for `stall` has gone, and its socket with it.
-fn prepare(stream: &TcpStream, stall: Duration) -> std::io::Result<()> {
+fn prepare(stream: &StdStream, stall: Duration) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall))?;

@@ -15,6 +15,10 @@ use crate::relay::openai::read_json;
 /// answer: this many times the limit.
 const DISCARD: usize = 16;
 
+/// A piece up to this size is copied: it is a part of the server's read buffer, which would stay as
+/// long as the request does.
+const COPIED: usize = 8 << 10;
+
 /// Reads a whole body.
 ///
 /// # Errors
@@ -57,7 +61,11 @@ where
             return Err(too_large());
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(match (all.is_empty(), first.len() <= COPIED) {
+        (true, true) => Bytes::copy_from_slice(&first),
+        (true, false) => first,
+        (false, _) => all.freeze(),
+    })
 }
 
 async fn next<B>(body: &mut B, patience: Duration) -> Result<Option<Bytes>>

@@ -1,12 +1,14 @@
 //! Carries out what the brain decides, and tells it what came of it.
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -19,7 +21,7 @@ use crate::config::Config;
 use crate::domain::{HiveId, JobId, Mono, Now, WorkerId, WorkerSpec};
 use crate::error::Error;
 use crate::relay::pool::Pool;
-use crate::router::{Assignment, Flow, Lease, Notice, Patience};
+use crate::router::{Assignment, Flow, Inbox, Lease, Notice, Patience};
 use crate::store::{JobChange, Store};
 
 /// The brain, with the jobs whose clients wait.
@@ -37,9 +39,11 @@ pub(super) struct Driver {
     pub(super) pool: Arc<Pool>,
     pub(super) hives: Arc<HiveMap>,
     pub(super) clock: Clock,
-    pub(super) tasks: TaskTracker,
+    tasks: TaskTracker,
+    /// Where the library's own tasks run, whichever runtime a caller comes from.
+    runtime: Handle,
     pub(super) stop: CancellationToken,
-    pub(super) events: UnboundedSender<Event>,
+    pub(super) inbox: Arc<Inbox>,
     /// Counts what changed in the fleet, for those who wait for it.
     pub(super) fleet_changes: watch::Sender<u64>,
     core: Mutex<Core>,
@@ -63,7 +67,6 @@ impl Driver {
         hives: Arc<HiveMap>,
         clock: Clock,
         brain: Brain,
-        events: UnboundedSender<Event>,
     ) -> Self {
         Driver {
             config,
@@ -73,8 +76,9 @@ impl Driver {
             hives,
             clock,
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             stop: CancellationToken::new(),
-            events,
+            inbox: Arc::default(),
             fleet_changes: watch::Sender::new(0),
             core: Mutex::new(Core {
                 brain,
@@ -114,13 +118,45 @@ impl Driver {
         decide: impl FnOnce(&mut Brain, Now, &mut Vec<Action>) -> T,
     ) -> T {
         let mut actions = std::mem::take(&mut core.actions);
+        self.take_sent(core, now, &mut actions);
         let decided = decide(&mut core.brain, now, &mut actions);
-        for action in actions.drain(..) {
-            self.carry_out(core, action);
+        while !actions.is_empty() {
+            for action in actions.drain(..) {
+                self.carry_out(core, action);
+            }
+            self.take_sent(core, now, &mut actions);
         }
         core.actions = actions;
         self.set_timer(core.brain.next_due());
         decided
+    }
+
+    fn take_sent(&self, core: &mut Core, now: Now, actions: &mut Vec<Action>) {
+        for event in self.inbox.take() {
+            core.brain.handle(now, event, actions);
+        }
+    }
+
+    /// Tells the brain what was sent to it, if anything was.
+    pub(super) fn catch_up(self: &Arc<Self>) {
+        if !self.inbox.is_empty() {
+            self.decide(|_, _, _| ());
+        }
+    }
+
+    /// Spawns a task that the end of the orchestrator waits for.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn_on(task, &self.runtime)
+    }
+
+    /// Ends every task, and waits for it.
+    pub(super) async fn end_tasks(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Tells the brain what happened.
@@ -162,7 +198,7 @@ impl Driver {
                 placed,
                 at,
             } => {
-                let lease = Lease::new(worker, job, attempt, self.events.clone());
+                let lease = Lease::new(worker, job, attempt, self.inbox.clone());
                 let model = placed.model.clone();
                 self.store.record(JobChange::Claimed {
                     job,
@@ -240,7 +276,7 @@ impl Driver {
             ),
         );
         let (driver, hive) = (self.clone(), hive.clone());
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             driver.feed(Event::HiveStarted {
                 hive,
                 result: Err(error),
@@ -256,7 +292,7 @@ impl Driver {
         cancelled: Option<JobId>,
     ) {
         let driver = self.clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let check = async {
                 if let Some(job) = cancelled {
                     driver
@@ -301,25 +337,13 @@ impl Driver {
         }
     }
 
-    /// Events that were sent from where the lock must not be taken.
-    pub(super) async fn run_events(self: Arc<Self>, mut events: UnboundedReceiver<Event>) {
-        const BATCH: usize = 256;
-        let mut batch = Vec::with_capacity(BATCH);
+    /// Takes in what was sent when nobody else is about to decide.
+    pub(super) async fn run_inbox(self: Arc<Self>) {
         loop {
-            let received = tokio::select! {
-                biased;
-                received = events.recv_many(&mut batch, BATCH) => received,
-                // Biased: what was sent before the stop is still taken in.
-                () = self.stop.cancelled() => return,
-            };
-            if received == 0 {
-                return;
+            tokio::select! {
+                () = self.inbox.arrived() => self.catch_up(),
+                () = self.stop.cancelled() => return self.catch_up(),
             }
-            self.decide(|brain, now, out| {
-                for event in batch.drain(..) {
-                    brain.handle(now, event, out);
-                }
-            });
         }
     }
 
@@ -362,6 +386,7 @@ impl Driver {
             for flow in flows {
                 flow.check_patience(now, &patience);
             }
+            self.catch_up();
         }
     }
 

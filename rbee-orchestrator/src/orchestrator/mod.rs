@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::brain::Brain;
@@ -134,22 +133,17 @@ impl Builder {
             );
         }
         let records = known_hives(&self.config, store.as_ref()).await?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "at most one event for each slot that there is, and those of running tasks"
-        )]
-        let (events, inbox) = mpsc::unbounded_channel();
         let hives = Arc::new(HiveMap::default());
         let connector = Box::new(WorkerConnector(hives.clone()));
         let pool = Arc::new(Pool::new(connector, &self.config));
         let brain = Brain::new(self.config.clone(), self.scheduler, records.clone());
         let clock = Clock::start();
-        let driver = Driver::new(self.config, owner, store, pool, hives, clock, brain, events);
+        let driver = Driver::new(self.config, owner, store, pool, hives, clock, brain);
         let driver = Arc::new(driver);
-        driver.tasks.spawn(driver.clone().run_events(inbox));
-        driver.tasks.spawn(driver.clone().run_timer());
-        driver.tasks.spawn(driver.clone().run_patience());
-        driver.tasks.spawn(driver.clone().run_worker_checks());
+        driver.spawn(driver.clone().run_inbox());
+        driver.spawn(driver.clone().run_timer());
+        driver.spawn(driver.clone().run_patience());
+        driver.spawn(driver.clone().run_worker_checks());
         let hive_parts = Arc::new(hive_parts);
         let orchestrator = Orchestrator {
             driver,
@@ -240,9 +234,7 @@ impl Orchestrator {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.all_jobs_end()).await;
         }
         self.stop_hives().await;
-        self.driver.stop.cancel();
-        self.driver.tasks.close();
-        self.driver.tasks.wait().await;
+        self.driver.end_tasks().await;
         if let Err(error) = self.driver.store.flush().await {
             tracing::error!(%error, "the last records were not stored");
         }

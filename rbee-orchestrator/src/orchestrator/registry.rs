@@ -78,7 +78,7 @@ impl Orchestrator {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let done = self.driver.tasks.spawn(work).await;
+        let done = self.driver.spawn(work).await;
         done.unwrap_or_else(|error| Err(Error::internal(format!("it was not finished: {error}"))))
     }
 
@@ -137,7 +137,7 @@ impl Orchestrator {
             older,
         } = opened;
         let actor = HiveActor::new(self.driver.clone(), handle, managed);
-        self.driver.tasks.spawn(async move {
+        self.driver.spawn(async move {
             if let Some(older) = older
                 && let Err(error) = ask_to_leave(&older, true).await
             {

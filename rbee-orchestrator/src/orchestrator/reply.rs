@@ -22,6 +22,16 @@ struct Held {
     driver: Arc<Driver>,
 }
 
+impl Held {
+    /// Does the job's next piece of work. A lease that came back with it is taken in here and now,
+    /// so that no other thread must be woken for it.
+    fn poll_step(&self, cx: &mut Context<'_>) -> Poll<Step> {
+        let step = self.flow.poll_step(cx);
+        self.driver.catch_up();
+        step
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         if self.flow.abandon() {
@@ -30,7 +40,7 @@ impl Drop for Held {
                 error: client_gone(),
             };
             // Sent, not told: this may run under any lock.
-            let _ = self.driver.events.send(event);
+            self.driver.inbox.send(event);
         }
     }
 }
@@ -108,7 +118,7 @@ impl Stream for TaskStream {
             return Poll::Ready(None);
         }
         loop {
-            let Poll::Ready(step) = self.held.flow.poll_step(cx) else {
+            let Poll::Ready(step) = self.held.poll_step(cx) else {
                 return Poll::Pending;
             };
             let event = match step {
@@ -189,7 +199,7 @@ impl RawReply {
     /// Those of [`RawReply::head`].
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<RawHead>> {
         loop {
-            let Poll::Ready(step) = self.held.flow.poll_step(cx) else {
+            let Poll::Ready(step) = self.held.poll_step(cx) else {
                 return Poll::Pending;
             };
             return Poll::Ready(match step {
@@ -218,7 +228,7 @@ impl RawReply {
     /// [`RawReply::head`] having been waited for.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes>>> {
         loop {
-            let Poll::Ready(step) = self.held.flow.poll_step(cx) else {
+            let Poll::Ready(step) = self.held.poll_step(cx) else {
                 return Poll::Pending;
             };
             return Poll::Ready(match step {

@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc::UnboundedSender;
-
 use super::client_gone;
+use super::inbox::Inbox;
 use crate::brain::{Aftermath, Event, Report};
 use crate::domain::{Attempt, JobId, Outcome, WorkerProtocol, WorkerSpec};
 
 /// One slot of a worker, held for one attempt of one job.
 ///
-/// It comes back exactly once: with a report, or, when it is just dropped, as cancelled. Dropping
-/// only sends; it takes no lock. The channel is unbounded, but never holds more than one event for
-/// each slot there is.
+/// It comes back exactly once: with a report, or, when it is just dropped, as cancelled. It comes
+/// back into the inbox, since the brain may be just deciding: whoever ends a lease with a report
+/// has the brain decide afterwards, and only a dropped one wakes somebody to do so.
 pub(crate) struct Lease {
     pub(crate) worker: Arc<WorkerSpec>,
     job: JobId,
     attempt: Attempt,
     report: Option<Box<Report>>,
-    events: UnboundedSender<Event>,
+    inbox: Arc<Inbox>,
 }
 
 impl Lease {
@@ -26,14 +25,14 @@ impl Lease {
         worker: Arc<WorkerSpec>,
         job: JobId,
         attempt: Attempt,
-        events: UnboundedSender<Event>,
+        inbox: Arc<Inbox>,
     ) -> Self {
         Lease {
             worker,
             job,
             attempt,
             report: None,
-            events,
+            inbox,
         }
     }
 
@@ -54,14 +53,18 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let gone = || Box::new(Report::of(Outcome::Cancelled(client_gone())));
-        let report = self.report.take().unwrap_or_else(gone);
-        // Nobody listens any more only when the orchestrator is gone, and its registry with it.
-        let _ = self.events.send(Event::AttemptEnded {
+        let ended = |report| Event::AttemptEnded {
             job: self.job,
             attempt: self.attempt,
             worker: self.worker.id.clone(),
             report,
-        });
+        };
+        match self.report.take() {
+            Some(report) => self.inbox.leave(ended(report)),
+            None => {
+                let gone = Report::of(Outcome::Cancelled(client_gone()));
+                self.inbox.send(ended(Box::new(gone)));
+            }
+        }
     }
 }

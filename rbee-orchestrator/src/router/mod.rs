@@ -6,6 +6,7 @@
 //! there, and the lease goes back.
 
 mod attempt;
+mod inbox;
 mod lease;
 mod stream;
 
@@ -25,6 +26,7 @@ use crate::relay::pool::Pool;
 
 pub(crate) use attempt::{Call, Payload, Whole, refusal};
 use attempt::{Opened, open};
+pub(crate) use inbox::Inbox;
 pub(crate) use lease::Lease;
 use stream::Streaming;
 
