@@ -59,7 +59,7 @@ struct Inner {
 /// What every endpoint gets.
 struct Context<'a> {
     orchestrator: &'a Orchestrator,
-    headers: &'a HeaderMap,
+    headers: HeaderMap,
     query: Option<&'a str>,
     /// The path's `{id}`.
     id: &'a str,
@@ -98,37 +98,41 @@ impl HttpApi {
         B::Error: std::fmt::Display,
     {
         let started = Instant::now();
-        let (head, body) = request.into_parts();
-        let (method, path) = (&head.method, head.uri.path());
+        let (mut head, body) = request.into_parts();
         let correlation_id = correlation_id(&head.headers);
         // A HEAD is a GET whose answer goes out without its body (RFC 9110, 9.3.2); the server that
         // this is mounted in leaves it out.
-        let asked = match *method {
+        let asked = match head.method {
             Method::HEAD => &Method::GET,
-            _ => method,
+            _ => &head.method,
         };
-        let (id, found) = self.inner.routes.find(asked, path);
+        let path = head.uri.path().to_owned();
+        let query = head.uri.query().map(str::to_owned);
+        let (id, found) = self.inner.routes.find(asked, &path);
         let is_openai = path.starts_with("/v1/") && !path.starts_with("/v1/workers/");
-        let mut response = match self.admit(&head, &found) {
+        let admitted = self.admit(&head, &found);
+        // Copied above: the URI is a part of the server's read buffer, which waits for it.
+        drop(std::mem::take(&mut head.uri));
+        let mut response = match admitted {
             Err(error) => answer::error(&error, is_openai, &correlation_id),
             Ok((route, is_hive)) => {
-                let context = Context {
+                let mut context = Context {
                     orchestrator: &self.inner.orchestrator,
-                    headers: &head.headers,
-                    query: head.uri.query(),
+                    headers: head.headers,
+                    query: query.as_deref(),
                     id,
                     correlation_id: &correlation_id,
                     is_hive,
                     is_openai,
                 };
-                route.answer(&context, body).await
+                route.answer(&mut context, body).await
             }
         };
         if let Ok(value) = HeaderValue::try_from(&correlation_id) {
             response.headers_mut().insert("x-correlation-id", value);
         }
         tracing::debug!(
-            %correlation_id, %method, path, status = response.status().as_u16(),
+            %correlation_id, method = %head.method, path, status = response.status().as_u16(),
             elapsed_us = started.elapsed().as_micros(), "answered"
         );
         response

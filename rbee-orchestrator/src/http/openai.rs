@@ -4,7 +4,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::Body as HttpBody;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::orchestrator::{ModelInfo, OpenAiRequest, RawHead, RawReply};
 
 /// `POST /v1/chat/completions`, `/v1/completions`, `/v1/embeddings`.
 pub(super) async fn submit<B>(
-    context: &Context<'_>,
+    context: &mut Context<'_>,
     kind: JobKind,
     body: B,
 ) -> Result<Response<Body>>
@@ -26,6 +26,8 @@ where
 {
     let options = options::from_headers(context)?;
     let body = read::bytes(context, body).await?;
+    // As long as they are kept, so is the server's read buffer, which they are parts of.
+    context.headers = HeaderMap::new();
     let request = OpenAiRequest::read(kind, body, options)?;
     let streams = request.streams();
     let mut reply = context.orchestrator.submit_raw(request).await?;

@@ -23,7 +23,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str
 /// # Errors
 /// `INVALID_REQUEST`, naming the header.
 pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
-    let headers = context.headers;
+    let headers = &context.headers;
     let mut options = RequestOptions {
         correlation_id: Some(context.correlation_id.to_owned()),
         ..RequestOptions::default()

@@ -134,7 +134,7 @@ impl Routes {
 }
 
 impl Route {
-    pub(super) async fn answer<B>(self, context: &Context<'_>, body: B) -> Response<Body>
+    pub(super) async fn answer<B>(self, context: &mut Context<'_>, body: B) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
@@ -151,6 +151,15 @@ impl Route {
                 Err(error) => answer::error(&error, true, context.correlation_id),
             };
         }
+        // Boxed: every connection would have room for the largest of them.
+        Box::pin(self.answer_other(context, body)).await
+    }
+
+    async fn answer_other<B>(self, context: &Context<'_>, body: B) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
         let answered = match self {
             Route::Health => Ok(fleet::health(context)),
             Route::SubmitTask => tasks::submit(context, body).await,
