@@ -8,7 +8,7 @@ use clap::Parser;
 use rbee_orchestrator::Config;
 use rbee_orchestrator::hives::HiveToken;
 use rbee_orchestrator::http::Access;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::logs::LogFormat;
 
@@ -37,20 +37,13 @@ pub(crate) struct Flags {
     pub(crate) log_format: LogFormat,
 }
 
-/// The configuration file: the library's keys and the daemon's own.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// The configuration file's keys that are the daemon's own; all others are the library's.
+#[derive(Debug, Default)]
 struct File {
     /// Names beside `localhost` by which this machine may be called without a token.
     allowed_hosts: Vec<String>,
     /// File with the token between queen and hives, mode 0600 or stricter.
     hive_token_file: Option<PathBuf>,
-    aliases: toml::Table,
-    queue: toml::Table,
-    timeouts: toml::Table,
-    limits: toml::Table,
-    hives: toml::Table,
-    workers: Vec<toml::Table>,
 }
 
 /// All that the daemon was told.
@@ -70,30 +63,14 @@ impl Settings {
             Some(path) => read_file(path).with_context(|| path.display().to_string())?,
             None => (Config::default(), File::default()),
         };
-        let token = match std::env::var("QUEEN_TOKEN")
-            .ok()
-            .filter(|token| !token.is_empty())
-        {
-            Some(token) => Some(token),
-            None => flags.token_file.as_deref().map(read_secret).transpose()?,
-        };
+        let token = secret("QUEEN_TOKEN", flags.token_file.as_deref())?;
         if !flags.bind.is_loopback() && token.is_none() {
             bail!(
                 "listening on {} needs a token: set QUEEN_TOKEN or --token-file, or bind 127.0.0.1",
                 flags.bind
             );
         }
-        let hive_token = match std::env::var("QUEEN_HIVE_TOKEN")
-            .ok()
-            .filter(|t| !t.is_empty())
-        {
-            Some(token) => Some(token),
-            None => file
-                .hive_token_file
-                .as_deref()
-                .map(read_secret)
-                .transpose()?,
-        };
+        let hive_token = secret("QUEEN_HIVE_TOKEN", file.hive_token_file.as_deref())?;
         Ok(Settings {
             address: SocketAddr::new(flags.bind, flags.port),
             database: flags.database,
@@ -138,14 +115,27 @@ impl Settings {
 
 fn read_file(path: &Path) -> Result<(Config, File)> {
     let text = std::fs::read_to_string(path).context("the configuration can't be read")?;
-    let mut all: toml::Table = toml::from_str(&text)?;
-    // Read twice, so that an unknown key is refused whichever half it could have been meant for.
-    let file: File = toml::from_str(&text)?;
-    all.remove("allowed_hosts");
-    all.remove("hive_token_file");
-    let orchestrator: Config = all.try_into()?;
+    let mut keys: toml::Table = toml::from_str(&text)?;
+    let file = File {
+        allowed_hosts: take(&mut keys, "allowed_hosts")?.unwrap_or_default(),
+        hive_token_file: take(&mut keys, "hive_token_file")?,
+    };
+    let orchestrator: Config = keys.try_into()?;
     orchestrator.check()?;
     Ok((orchestrator, file))
+}
+
+fn take<T: DeserializeOwned>(keys: &mut toml::Table, key: &str) -> Result<Option<T>> {
+    let value = keys.remove(key).map(toml::Value::try_into).transpose();
+    value.with_context(|| key.to_owned())
+}
+
+/// A secret from the environment, else from a file.
+fn secret(variable: &str, file: Option<&Path>) -> Result<Option<String>> {
+    match std::env::var(variable).ok().filter(|text| !text.is_empty()) {
+        Some(text) => Ok(Some(text)),
+        None => file.map(read_secret).transpose(),
+    }
 }
 
 /// Reads a secret from a file that only its owner can read.
