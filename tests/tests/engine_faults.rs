@@ -3,6 +3,7 @@
 
 use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
 use rbee_tests::harness::{Home, Queen, Shared, StubEngine, assert_error, eventually};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -310,4 +311,38 @@ fn an_engine_deaf_to_sigterm_is_killed_when_the_queen_stops() {
     assert_eq!(home.engines().len(), 1);
     drop(queen);
     home.assert_nothing_runs();
+}
+
+#[test]
+fn a_frozen_engine_costs_its_request_and_no_more() {
+    let home = Home::new();
+    let queen = queen(&home);
+    let mut stub = home.stub(&["--tokens", "4"]);
+    queen.register(&stub, "file:frozen", &json!({}));
+    let task = |timeout: u64| json!({"model": "file:frozen", "prompt": "x", "max_tokens": 4, "timeout_ms": timeout});
+    stub.daemon().signal(Signal::STOP);
+    let stream = queen.stream("/v2/tasks", &task(500)).expect("an answer");
+    assert_task_failed(&stream.rest(), "TIMEOUT", &["timeout_ms"]);
+    // It is in doubt until it answers: what comes meanwhile waits, and is not sent to it.
+    let mut waiting = queen.stream("/v2/tasks", &task(20_000)).expect("an answer");
+    waiting.until_type("queued");
+    stub.daemon().signal(Signal::CONT);
+    assert_task_completed(&waiting.rest());
+    queen.assert_no_slot_leaked();
+}
+
+#[test]
+fn who_is_no_hive_takes_no_worker_out() {
+    let home = Home::new();
+    let queen = queen(&home);
+    let stub = home.stub(&["--tokens", "4"]);
+    queen.register(&stub, "file:slandered", &json!({"worker_id": "slandered"}));
+    let said = queen.ask("/v2/workers/failed", &json!({"worker_id": "slandered"}));
+    assert_eq!(said.status, 200);
+    let message = said.json()["message"].to_string();
+    assert!(message.contains("being checked"), "{message}");
+    let task = json!({"model": "file:slandered", "prompt": "x", "max_tokens": 4});
+    let stream = queen.stream("/v2/tasks", &task).expect("an answer");
+    assert_task_completed(&stream.rest());
+    assert_eq!(queen.workers().len(), 1);
 }

@@ -248,6 +248,8 @@ pub enum Action {
         worker: Arc<WorkerSpec>,
         /// Devices for it.
         devices: Vec<u32>,
+        /// The request that it is spawned for, where there is one: the first of those who wait.
+        for_job: Option<JobId>,
     },
     /// Stop a worker through its hive; answered by [`Event::WorkerStopped`].
     StopWorker {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    Constraints, HiveId, HiveStatus, ModelRef, Now, Worker, WorkerId, WorkerProtocol, WorkerSpec,
+    Constraints, HiveId, HiveStatus, JobId, ModelRef, Now, Worker, WorkerId, WorkerProtocol,
+    WorkerSpec,
 };
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{Placement, PlacementRequest, place_another_worker};
@@ -52,6 +53,7 @@ impl Brain {
         now: Now,
         model: &ModelRef,
         place: Place,
+        for_job: Option<JobId>,
         out: &mut Vec<Action>,
     ) -> Option<WorkerId> {
         let hive = self.hives.get(&place.hive)?;
@@ -69,7 +71,7 @@ impl Brain {
             return Some(worker.spec.id.clone());
         }
         let id = (self.mint)();
-        self.spawn_as(now, id.clone(), model, place, out);
+        self.spawn_as(now, id.clone(), model, place, for_job, out);
         Some(id)
     }
 
@@ -79,6 +81,7 @@ impl Brain {
         id: WorkerId,
         model: &ModelRef,
         place: Place,
+        for_job: Option<JobId>,
         out: &mut Vec<Action>,
     ) {
         let hive = self.hives.get(&place.hive);
@@ -100,6 +103,7 @@ impl Brain {
             hive: place.hive,
             worker: worker.spec.clone(),
             devices: place.devices,
+            for_job,
         });
         let id = worker.spec.id.clone();
         self.workers.insert(worker);
@@ -144,7 +148,7 @@ impl Brain {
                     backend,
                     devices,
                 };
-                self.spawn_as(now, id, &model, place, out);
+                self.spawn_as(now, id, &model, place, None, out);
                 Ok(OrderAnswer::Spawning(hive))
             }
             Placement::StartHive(hive) => {

@@ -61,8 +61,9 @@ impl Brain {
                     backend,
                     devices,
                 };
+                let for_job = self.queue.get(key).and_then(|group| group.jobs().next());
                 if place.suits(&key.constraints)
-                    && let Some(worker) = self.spawn(now, &key.model, place, out)
+                    && let Some(worker) = self.spawn(now, &key.model, place, for_job, out)
                 {
                     self.wait_for_load(key, &worker, out);
                 }

@@ -291,6 +291,19 @@ impl Brain {
         self.pump_model(now, &spec.model, out);
     }
 
+    /// Somebody says that a worker died who may not say so: it and its hive are to be asked.
+    pub fn doubt_worker(&self, id: &WorkerId, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get(self.minted(id)) else {
+            return;
+        };
+        let hive = worker.spec.hive.clone();
+        out.extend(hive.map(|hive| Action::CheckHive { hive }));
+        if worker.ready {
+            let worker = worker.spec.clone();
+            out.push(Action::CheckWorker { worker });
+        }
+    }
+
     /// A worker died.
     pub(super) fn worker_failed(
         &mut self,

@@ -236,6 +236,11 @@ where
     let reason = said
         .reason
         .unwrap_or_else(|| "its hive does not say why".to_owned());
+    if !context.is_hive {
+        context.orchestrator.doubt_worker(&id);
+        let message = format!("worker {id} is being checked: only its hive's token takes it out");
+        return Ok(success(&message));
+    }
     let message = match said.exit_code {
         Some(code) => format!("worker {id} exited with code {code}: {reason}"),
         None => format!("worker {id} failed: {reason}"),

@@ -244,9 +244,16 @@ impl Driver {
                 hive,
                 worker,
                 devices,
+                for_job,
             } => {
                 tracing::info!(%hive, worker = %worker.id, model = %worker.model, "spawning");
-                self.order(&hive, Order::Spawn { worker, devices });
+                let flow = for_job.and_then(|job| core.flows.get(&job));
+                let order = Order::Spawn {
+                    worker,
+                    devices,
+                    correlation_id: flow.map(|flow| flow.call.correlation_id.clone()),
+                };
+                self.order(&hive, order);
             }
             Action::StopWorker { hive, worker } => {
                 tracing::info!(%hive, %worker, "stopping a worker");

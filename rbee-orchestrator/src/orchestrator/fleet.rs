@@ -78,6 +78,12 @@ impl Orchestrator {
             .decide(|brain, now, out| brain.worker_ready(now, call, out))
     }
 
+    /// A call that a worker died, by a caller who may not say so: the worker and its hive are asked.
+    pub fn doubt_worker(&self, worker: &WorkerId) {
+        self.driver
+            .decide(|brain, _, out| brain.doubt_worker(worker, out));
+    }
+
     /// A hive's call that a worker died.
     pub fn worker_failed(&self, worker: WorkerId, error: Error) {
         self.driver.feed(Event::WorkerFailed { worker, error });

@@ -27,6 +27,8 @@ pub(super) enum Order {
     Spawn {
         worker: Arc<WorkerSpec>,
         devices: Vec<u32>,
+        /// That of the request which it is spawned for.
+        correlation_id: Option<String>,
     },
     /// Ask it to end a worker.
     StopWorker(WorkerId),
@@ -131,7 +133,11 @@ impl HiveActor {
                 }
             }
             Order::Check => self.check().await,
-            Order::Spawn { worker, devices } => self.spawn(worker, devices).await,
+            Order::Spawn {
+                worker,
+                devices,
+                correlation_id,
+            } => self.spawn(worker, devices, correlation_id).await,
             Order::StopWorker(worker) => self.stop_worker(worker).await,
             Order::Leave(_) => {}
         }
@@ -253,7 +259,12 @@ impl HiveActor {
         Some(SeenWorker { spec, state })
     }
 
-    async fn spawn(&self, worker: Arc<WorkerSpec>, devices: Vec<u32>) {
+    async fn spawn(
+        &self,
+        worker: Arc<WorkerSpec>,
+        devices: Vec<u32>,
+        correlation_id: Option<String>,
+    ) {
         let mut request = SpawnRequest::new(
             worker.id.clone(),
             worker.model.clone(),
@@ -264,7 +275,7 @@ impl HiveActor {
         if devices.len() > 1 {
             request.devices = devices;
         }
-        let result = self.ask_for(&request).await;
+        let result = self.ask_for(&request, correlation_id).await;
         if let Err(error) = &result {
             tracing::warn!(hive = %self.handle.id(), worker = %worker.id, %error, "spawn refused");
         }
@@ -274,8 +285,16 @@ impl HiveActor {
         });
     }
 
-    async fn ask_for(&self, request: &SpawnRequest) -> Result<Spawned> {
-        let answer = self.client()?.spawn(request).await?;
+    async fn ask_for(
+        &self,
+        request: &SpawnRequest,
+        correlation_id: Option<String>,
+    ) -> Result<Spawned> {
+        let mut client = self.client()?;
+        if let Some(id) = correlation_id {
+            client = client.correlated(&id);
+        }
+        let answer = client.spawn(request).await?;
         let address = answer.url.as_deref().and_then(crate::brain::host_and_port);
         let (host, port) = address.unwrap_or_default();
         Ok(Spawned {

@@ -517,3 +517,29 @@ fn a_held_call_that_its_hive_vouches_for_is_taken_in_when_no_spawn_was_its_own()
     let job = world.submit(SMOL);
     assert_eq!(world.runs_on(job), Some(worker("adopted")));
 }
+
+#[test]
+fn a_worker_that_a_stranger_calls_dead_is_asked_and_stays() {
+    let (mut world, id) = World::with_smol(1);
+    world.clear();
+    world.brain.doubt_worker(&id, &mut world.actions);
+    assert_eq!(world.checks(), std::slice::from_ref(&id));
+    assert!(world.has_worker(&id));
+    world
+        .brain
+        .doubt_worker(&worker("nobody"), &mut world.actions);
+    assert_eq!(world.checks(), [id]);
+}
+
+#[test]
+fn a_spawn_names_the_first_request_that_waits_for_it() {
+    let mut world = World::with_hive();
+    let first = world.submit(SMOL);
+    world.submit(SMOL);
+    let mut spawns = world.actions.iter().filter_map(|action| match action {
+        Action::Spawn { for_job, .. } => Some(*for_job),
+        _ => None,
+    });
+    assert_eq!(spawns.next(), Some(Some(first)));
+    assert_eq!(spawns.next(), None);
+}
