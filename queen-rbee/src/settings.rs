@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use rbee_orchestrator::Config;
-use rbee_orchestrator::hives::HiveToken;
+use rbee_orchestrator::hives::{HiveToken, read_secret};
 use rbee_orchestrator::http::Access;
 use serde::de::DeserializeOwned;
 
@@ -134,23 +134,16 @@ fn take<T: DeserializeOwned>(keys: &mut toml::Table, key: &str) -> Result<Option
 fn secret(variable: &str, file: Option<&Path>) -> Result<Option<String>> {
     match std::env::var(variable).ok().filter(|text| !text.is_empty()) {
         Some(text) => Ok(Some(text)),
-        None => file.map(read_secret).transpose(),
+        None => file.map(read_token).transpose(),
     }
 }
 
-/// Reads a secret from a file that only its owner can read.
-fn read_secret(path: &Path) -> Result<String> {
-    use std::os::unix::fs::PermissionsExt;
-    let read = || -> Result<String> {
-        let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
-        ensure!(
-            mode & 0o077 == 0,
-            "others can read it (mode {mode:o}); run: chmod 600 {}",
-            path.display()
-        );
-        let secret = std::fs::read_to_string(path)?.trim().to_owned();
-        ensure!(!secret.is_empty(), "it is empty");
-        Ok(secret)
-    };
-    read().with_context(|| format!("token file {}", path.display()))
+fn read_token(path: &Path) -> Result<String> {
+    let text = read_secret(path)?;
+    ensure!(
+        !text.is_empty(),
+        "the token's file {} is empty",
+        path.display()
+    );
+    Ok(text)
 }

@@ -91,21 +91,7 @@ fn create(path: &Path) -> io::Result<Result<HiveToken>> {
 }
 
 fn load(path: &Path) -> Result<HiveToken> {
-    let unreadable = |error: io::Error| refused(path, &format!("can't be read: {error}"));
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        let shown = path.display();
-        return Err(refused(
-            path,
-            &format!("may be used by others (mode {mode:04o}); run: chmod 600 {shown}"),
-        ));
-    }
-    let mut text = String::new();
-    file.take(LONGEST as u64)
-        .read_to_string(&mut text)
-        .map_err(unreadable)?;
-    let text = text.trim_end();
+    let text = read_secret(path)?;
     let is_token = text.len() == 2 * RANDOM_BYTES && text.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_token {
         return Err(refused(
@@ -117,12 +103,33 @@ fn load(path: &Path) -> Result<HiveToken> {
     Ok(HiveToken(text.into()))
 }
 
+/// Reads a secret from a file that only its owner may use (mode 0600 or stricter), without the
+/// blanks around it. Blocks on the file system.
+///
+/// # Errors
+/// `STORE_FAILED` when the file can't be read, may be used by others, or is longer than any token.
+pub fn read_secret(path: &Path) -> Result<String> {
+    let unreadable = |error: io::Error| refused(path, &format!("can't be read: {error}"));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let shown = path.display();
+        return Err(refused(
+            path,
+            &format!("may be used by others (mode {mode:04o}); run: chmod 600 {shown}"),
+        ));
+    }
+    let mut text = String::new();
+    let read = file.take(LONGEST as u64 + 1).read_to_string(&mut text);
+    match read.map_err(unreadable)? {
+        length if length > LONGEST => Err(refused(path, "is longer than any token")),
+        _ => Ok(text.trim().to_owned()),
+    }
+}
+
 fn refused(path: &Path, why: &str) -> Error {
     let path = path.display();
-    Error::new(
-        Code::StoreFailed,
-        format!("the hive token's file {path} {why}"),
-    )
+    Error::new(Code::StoreFailed, format!("the token's file {path} {why}"))
 }
 
 #[cfg(test)]
