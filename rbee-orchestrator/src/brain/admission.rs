@@ -37,13 +37,22 @@ impl Brain {
                 self.enter(now, request, key.clone());
                 self.dispatch(now, id, &key.model, &worker, why, out);
             }
-            _ if self.queue.len() >= self.config.queue.capacity => {
+            _ if !self
+                .config
+                .queue
+                .capacity_interactive
+                .has_room(self.queue.len()) =>
+            {
                 self.refuse(now, id, self.at_capacity(), out);
             }
             placement => {
                 self.enter(now, request, key.clone());
                 let position = self.queue.push(key.clone(), turn, tentative);
-                out.push(Action::Queued { job: id, position });
+                out.push(Action::Queued {
+                    job: id,
+                    position,
+                    wait: None,
+                });
                 match placement {
                     Some(placement) => {
                         self.act_on(now, &key, placement, out);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::domain::{
     Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Mono, Narration,
-    Outcome, PlacedOn, Priority, SessionId, TenantId, UnixMillis, Usage, WorkerId, WorkerProtocol,
-    WorkerSpec,
+    Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis, Usage, WorkerId,
+    WorkerProtocol, WorkerSpec,
 };
 use crate::error::Error;
 
@@ -37,6 +37,31 @@ pub struct JobRequest {
     pub queue_timeout: Duration,
     /// When it must have ended, whatever the time-outs say.
     pub deadline: Option<UnixMillis>,
+    /// Whether it outlives the connection that submitted it: its total time counts from each
+    /// dispatch, and it is tried again even when a part of its answer was made.
+    pub asynchronous: bool,
+    /// Its dispatches in an earlier life of the queen.
+    pub attempts: Attempt,
+    /// When it was submitted.
+    pub submitted_at: UnixMillis,
+    /// When it may be dispatched again, after an attempt that failed in an earlier life.
+    pub not_before: Option<UnixMillis>,
+    /// Memory that it holds while it waits.
+    pub bytes: u64,
+    /// Tokens that it will use, at most or by estimate: its prompt's and `max_tokens`.
+    pub tokens: u64,
+}
+
+/// Who is to blame for an attempt that did not complete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Blame {
+    /// The request itself, its client or its deadline: another attempt would not help.
+    #[default]
+    Request,
+    /// The worker: another may do better.
+    Worker,
+    /// Nobody: the worker has too much to do, and may have said when to come back.
+    Load(Option<Duration>),
 }
 
 /// In what state an attempt left its worker.
@@ -61,6 +86,14 @@ pub struct Report {
     pub usage: Option<Usage>,
     /// The text, where it is kept.
     pub result: Option<String>,
+    /// Why generation stopped, where the queen reads that.
+    pub stop: Option<StopReason>,
+    /// From the first token to the end.
+    pub inference: Duration,
+    /// Whether the client has got a part of the answer.
+    pub relayed: bool,
+    /// Who is to blame, unless it completed.
+    pub blame: Blame,
     /// In what state it left the worker.
     pub aftermath: Aftermath,
 }
@@ -73,6 +106,10 @@ impl Report {
             outcome,
             usage: None,
             result: None,
+            stop: None,
+            inference: Duration::ZERO,
+            relayed: false,
+            blame: Blame::Request,
             aftermath: Aftermath::Clean,
         }
     }
@@ -116,6 +153,13 @@ pub struct Spawned {
 pub enum Event {
     /// A client wants something.
     Submit(Box<JobRequest>),
+    /// A job that [`super::Brain::admit`] let in is durable: it may run.
+    Confirm(JobId),
+    /// A job that [`super::Brain::admit`] let in could not be stored, or is a repetition: it never
+    /// was.
+    Withdraw(JobId),
+    /// A job that an earlier life left: it was admitted then, and waits again.
+    Recover(Box<JobRequest>),
     /// Nobody wants it any more, for this reason.
     Cancel {
         /// The job.
@@ -198,6 +242,20 @@ pub enum Action {
         job: JobId,
         /// Jobs before it.
         position: usize,
+        /// How long it will wait, by the rate at which such jobs ended lately; `None` while
+        /// nothing is known.
+        wait: Option<Duration>,
+    },
+    /// An attempt failed and its output is void; the job waits again.
+    Requeue {
+        /// The job.
+        job: JobId,
+        /// The attempt that failed.
+        attempt: Attempt,
+        /// Not to be dispatched before.
+        not_before: Option<UnixMillis>,
+        /// Why it failed.
+        error: Error,
     },
     /// Tell a waiting client what happens.
     Narrate {

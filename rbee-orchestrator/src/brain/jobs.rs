@@ -76,10 +76,10 @@ impl Brain {
             self.due.remove(&job.due);
             until = job.total_deadline;
             let ending = Ending {
-                outcome: report.outcome,
                 usage: report.usage,
                 result: report.result,
-                at: now.wall,
+                stop: report.stop,
+                ..Ending::new(report.outcome, now.wall)
             };
             out.push(Action::Finish {
                 job: id,
@@ -196,16 +196,10 @@ impl Brain {
 }
 
 fn finish_unused(now: Now, job: JobId, attempt: Attempt, outcome: Outcome, out: &mut Vec<Action>) {
-    let ending = Ending {
-        outcome,
-        usage: None,
-        result: None,
-        at: now.wall,
-    };
     out.push(Action::Finish {
         job,
         attempt,
-        ending: Box::new(ending),
+        ending: Box::new(Ending::new(outcome, now.wall)),
     });
 }
 

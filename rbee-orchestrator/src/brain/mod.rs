@@ -25,8 +25,8 @@ use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 pub use arrival::{host_and_port, is_loopback};
 pub use event::{
-    Action, Aftermath, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder, Spawned,
-    WorkerCallback,
+    Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder,
+    Spawned, WorkerCallback,
 };
 use event::{Due, Job};
 use names::{Meaning, Names};
@@ -109,6 +109,7 @@ impl Brain {
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Submit(request) => self.submit(now, request, out),
+            Event::Confirm(_) | Event::Withdraw(_) | Event::Recover(_) => {}
             Event::Cancel { job, error } => self.cancel(now, job, error, out),
             Event::AttemptEnded {
                 job,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{HiveId, JobId, ModelRef, SessionId, TenantId, UnixMillis, WorkerId};
+use super::{HiveId, JobId, ModelRef, SessionId, StopReason, TenantId, UnixMillis, WorkerId};
 use crate::error::Error;
 
 /// Which endpoint a job came through.
@@ -69,6 +69,19 @@ pub struct Usage {
     /// Whether the counts are the queen's own estimate, since the worker gave none.
     pub estimated: bool,
 }
+
+/// How long a job kept what it ran on, over all its attempts but those that a crash cut off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// From each dispatch's first token to its end, in milliseconds.
+    pub inference_ms: u64,
+    /// A slot was taken, in milliseconds.
+    pub slot_ms: u64,
+}
+
+/// A digest of what a job asks for (SHA-256): tells two requests apart without keeping either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RequestHash(pub [u8; 32]);
 
 /// A job's state on the wire and in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -160,10 +173,29 @@ pub struct Ending {
     pub outcome: Outcome,
     /// What it used; `None` if it never ran.
     pub usage: Option<Usage>,
+    /// How long it kept what it ran on.
+    pub times: Times,
     /// The text, where it is kept (tasks; not OpenAI requests).
     pub result: Option<String>,
+    /// Why generation stopped, for complete tasks.
+    pub stop: Option<StopReason>,
     /// When.
     pub at: UnixMillis,
+}
+
+impl Ending {
+    /// An ending that says how and when, and nothing of what was used or made.
+    #[must_use]
+    pub fn new(outcome: Outcome, at: UnixMillis) -> Self {
+        Ending {
+            outcome,
+            usage: None,
+            times: Times::default(),
+            result: None,
+            stop: None,
+            at,
+        }
+    }
 }
 
 /// Everything that is stored about a job.
@@ -177,10 +209,16 @@ pub struct JobRecord {
     pub model: ModelRef,
     /// Queue class.
     pub priority: Priority,
+    /// Whether it outlives the connection that submitted it.
+    pub asynchronous: bool,
     /// Who it is for.
     pub tenant: TenantId,
     /// The conversation it belongs to.
     pub session: Option<SessionId>,
+    /// The key under which a repeated submission finds it.
+    pub idempotency_key: Option<String>,
+    /// Digest of what it asks for.
+    pub request_hash: Option<RequestHash>,
     /// Random id of the queen's process that holds it.
     pub owner: uuid::Uuid,
     /// Its state.
@@ -193,10 +231,16 @@ pub struct JobRecord {
     pub submitted_at: UnixMillis,
     /// When the newest attempt was dispatched.
     pub started_at: Option<UnixMillis>,
+    /// When it may be dispatched again, after a failed attempt.
+    pub not_before: Option<UnixMillis>,
     /// When it ended.
     pub ended_at: Option<UnixMillis>,
     /// What it used.
     pub usage: Option<Usage>,
+    /// How long it kept what it ran on.
+    pub times: Times,
+    /// Why generation stopped, for complete tasks.
+    pub stop: Option<StopReason>,
     /// Code of the error it ended with.
     pub error_code: Option<String>,
     /// Message of the error it ended with.
@@ -217,7 +261,19 @@ impl JobRecord {
             self.attempt = attempt;
             self.model = placed.model.clone();
             self.placed = Some(placed);
+            self.not_before = None;
             self.started_at = Some(at);
+        }
+        wins
+    }
+
+    /// Notes that its running attempt is void and that it waits again, not to be dispatched before
+    /// then. Says whether it counted: only the newest attempt of a running job is given up.
+    pub fn requeue(&mut self, attempt: Attempt, not_before: Option<UnixMillis>) -> bool {
+        let wins = self.state == JobState::Running && attempt == self.attempt;
+        if wins {
+            self.state = JobState::Queued;
+            self.not_before = not_before;
         }
         wins
     }
@@ -230,6 +286,9 @@ impl JobRecord {
             self.state = ending.outcome.state();
             self.ended_at = Some(ending.at);
             self.usage = ending.usage;
+            self.times = ending.times;
+            self.stop = ending.stop;
+            self.not_before = None;
             self.result = ending.result;
             if let Some(error) = ending.outcome.error() {
                 self.error_code = Some(error.code.as_str().to_owned());

@@ -6,6 +6,7 @@ mod id;
 mod job;
 mod model;
 mod task;
+mod tenant;
 mod time;
 mod worker;
 
@@ -17,9 +18,10 @@ pub use hive::{
 pub use id::{HiveId, JobId, SessionId, TenantId, WorkerId};
 pub use job::{
     Attempt, Constraints, Ending, JobFilter, JobKind, JobPage, JobRecord, JobState, Outcome,
-    PlacedOn, Priority, Usage,
+    PlacedOn, Priority, RequestHash, Times, Usage,
 };
 pub use model::ModelRef;
 pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};
+pub use tenant::{Tenant, TenantLimits, UsageFilter, UsageRow};
 pub use time::{Mono, Now, UnixMillis};
 pub use worker::{Prospect, Worker, WorkerProtocol, WorkerSpec, WorkerState};

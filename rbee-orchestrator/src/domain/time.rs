@@ -52,6 +52,12 @@ impl UnixMillis {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// Days since 1970-01-01, UTC.
+    #[must_use]
+    pub fn day(self) -> i64 {
+        self.0.div_euclid(24 * 60 * 60 * 1000)
+    }
+
     /// Whole seconds since 1970.
     #[must_use]
     pub fn as_secs(self) -> i64 {

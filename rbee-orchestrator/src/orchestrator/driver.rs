@@ -181,7 +181,8 @@ impl Driver {
     /// One action. Nothing here waits: what takes time is handed to a task.
     fn carry_out(self: &Arc<Self>, core: &mut Core, action: Action) {
         match action {
-            Action::Queued { job, position } => {
+            Action::Requeue { .. } => {}
+            Action::Queued { job, position, .. } => {
                 if let Some(flow) = core.flows.get(&job) {
                     flow.notify(Notice::Queued { position });
                 }

@@ -9,7 +9,7 @@ use super::{Orchestrator, RawReply, TaskStream};
 use crate::brain::{Event, JobRequest};
 use crate::domain::{
     JobFilter, JobId, JobKind, JobPage, JobRecord, JobState, ModelRef, RequestOptions, TaskInput,
-    TaskRequest, UnixMillis,
+    TaskRequest, Times, UnixMillis,
 };
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::{Input, RequestBody};
@@ -115,14 +115,20 @@ impl Orchestrator {
             priority: options.priority,
             tenant: options.tenant.clone(),
             session: options.session.clone(),
+            asynchronous: false,
+            idempotency_key: None,
+            request_hash: None,
             owner: driver.owner,
             state: JobState::Queued,
             attempt: 0,
             placed: None,
             submitted_at: at,
             started_at: None,
+            not_before: None,
             ended_at: None,
             usage: None,
+            times: Times::default(),
+            stop: None,
             error_code: None,
             error_message: None,
             result: None,
@@ -153,6 +159,12 @@ impl Orchestrator {
             total_timeout,
             queue_timeout: options.queue_timeout.unwrap_or(driver.config.queue.timeout),
             deadline: options.deadline,
+            asynchronous: false,
+            attempts: 0,
+            submitted_at: at,
+            not_before: None,
+            bytes: 0,
+            tokens: 0,
         };
         driver.take_in(flow.clone(), Event::Submit(Box::new(request)));
         match flow.refusal() {

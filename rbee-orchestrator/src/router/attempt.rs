@@ -73,10 +73,8 @@ impl Whole {
             false => Outcome::Failed(refusal(self.status, &self.body)),
         };
         Report {
-            outcome,
             usage: self.usage,
-            result: None,
-            aftermath: Aftermath::Clean,
+            ..Report::of(outcome)
         }
     }
 }
@@ -98,14 +96,12 @@ impl Failure {
     pub(super) fn report(self) -> Report {
         let outcome = Outcome::Failed(self.error);
         Report {
-            outcome,
-            usage: None,
-            result: None,
             aftermath: if self.suspect {
                 Aftermath::Suspect
             } else {
                 Aftermath::Clean
             },
+            ..Report::of(outcome)
         }
     }
 }

@@ -343,7 +343,6 @@ impl Streaming {
         let complete = matches!(outcome, Outcome::Complete);
         let keeps_text = complete && matches!(self.form, Form::Task);
         Report {
-            outcome,
             usage: Some(self.usage()),
             result: keeps_text.then(|| std::mem::take(&mut self.text)),
             aftermath: if self.suspect {
@@ -351,6 +350,7 @@ impl Streaming {
             } else {
                 Aftermath::Clean
             },
+            ..Report::of(outcome)
         }
     }
 

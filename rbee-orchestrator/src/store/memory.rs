@@ -161,12 +161,7 @@ impl Store for MemoryStore {
         let orphans: Vec<_> = orphans.map(|job| (job.id, job.attempt)).collect();
         let count = orphans.len() as u64;
         for (job, attempt) in orphans {
-            let ending = Box::new(Ending {
-                outcome: Outcome::Failed(interrupted()),
-                usage: None,
-                result: None,
-                at,
-            });
+            let ending = Box::new(Ending::new(Outcome::Failed(interrupted()), at));
             tables.apply(JobChange::Finished {
                 job,
                 attempt,

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use rbee_orchestrator::brain::{Aftermath, Event, Report, SeenState, SpawnOrder};
-use rbee_orchestrator::config::Config;
+use rbee_orchestrator::config::{Capacity, Config};
 use rbee_orchestrator::domain::{
     Attempt, Constraints, JobId, Outcome, Priority, UnixMillis, WorkerId, WorkerProtocol,
 };
@@ -43,7 +43,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut config = Config::default();
-        config.queue.capacity = 12;
+        config.queue.capacity_interactive = Capacity::of(12);
         config.hives.worker_slots = Some(2);
         let scheduler: Box<dyn Scheduler> = match seed % 3 {
             0 => Box::new(LeastLoaded),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rbee_orchestrator::brain::{Action, Event, Report};
-use rbee_orchestrator::config::Config;
+use rbee_orchestrator::config::{Capacity, Config};
 use rbee_orchestrator::domain::{JobId, Outcome, Priority, UnixMillis};
 use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::LeastLoaded;
@@ -115,7 +115,7 @@ fn a_draining_queen_refuses_what_comes_ends_what_waits_and_lets_run_what_runs() 
 #[test]
 fn a_full_queue_refuses_with_system_at_capacity() {
     let mut config = Config::default();
-    config.queue.capacity = 2;
+    config.queue.capacity_interactive = Capacity::of(2);
     let mut world = World::with(config, Box::new(LeastLoaded), Vec::new());
     world.hive("a", &[device(0, "cpu", 8)]);
     let jobs: Vec<JobId> = (0..3).map(|_| world.submit(SMOL)).collect();
@@ -138,7 +138,7 @@ fn those_who_wait_are_told_their_place() {
     let jobs = [world.submit(SMOL), world.submit(SMOL)];
     let place = |wanted| {
         world.actions.iter().find_map(|action| match action {
-            Action::Queued { job, position } if *job == wanted => Some(*position),
+            Action::Queued { job, position, .. } if *job == wanted => Some(*position),
             _ => None,
         })
     };
@@ -204,7 +204,7 @@ fn batch_jobs_come_after_interactive_ones_of_any_group_with_the_model() {
     let on_cpu = world.submit_with(SMOL, |r| r.constraints.backend = Some("cpu".into()));
     let position = |world: &World, wanted: JobId| {
         world.actions.iter().find_map(|action| match action {
-            Action::Queued { job, position } if *job == wanted => Some(*position),
+            Action::Queued { job, position, .. } if *job == wanted => Some(*position),
             _ => None,
         })
     };

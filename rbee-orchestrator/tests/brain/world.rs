@@ -214,6 +214,12 @@ impl World {
             total_timeout: secs(300),
             queue_timeout: secs(60),
             deadline: None,
+            asynchronous: false,
+            attempts: 0,
+            submitted_at: self.now.wall,
+            not_before: None,
+            bytes: 100,
+            tokens: 100,
         }
     }
 

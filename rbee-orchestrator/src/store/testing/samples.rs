@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::domain::{
     Attempt, Capabilities, Device, Ending, HiveId, HiveMode, HiveModel, HiveProcess, HiveRecord,
     HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, Outcome, PlacedOn, Priority,
-    SessionId, SshTarget, TenantId, UnixMillis, Usage, WorkerId,
+    SessionId, SshTarget, TenantId, Times, UnixMillis, Usage, WorkerId,
 };
 use crate::error::{Code, Error};
 use crate::store::JobChange;
@@ -22,16 +22,22 @@ pub fn queued_job() -> JobRecord {
         kind: JobKind::Task,
         model: model("hf:org/model"),
         priority: Priority::Interactive,
+        asynchronous: false,
         tenant: TenantId::default(),
         session: None,
+        idempotency_key: None,
+        request_hash: None,
         owner: Uuid::from_u128(1),
         state: JobState::Queued,
         attempt: 0,
         placed: None,
         submitted_at: UnixMillis(1_700_000_000_000),
         started_at: None,
+        not_before: None,
         ended_at: None,
         usage: None,
+        times: Times::default(),
+        stop: None,
         error_code: None,
         error_message: None,
         result: None,
@@ -163,10 +169,9 @@ fn finish(
     result: Option<&str>,
 ) -> JobChange {
     let ending = Box::new(Ending {
-        outcome,
         usage,
         result: result.map(str::to_owned),
-        at: UnixMillis(1_700_000_000_020),
+        ..Ending::new(outcome, UnixMillis(1_700_000_000_020))
     });
     JobChange::Finished {
         job,
