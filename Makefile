@@ -36,6 +36,7 @@ bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"
 lint: ## Check format and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p rbee-orchestrator --no-default-features -- -D warnings
 
 fmt: ## Format the code
 	cargo fmt --all

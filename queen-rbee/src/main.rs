@@ -12,17 +12,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use rbee_orchestrator::Orchestrator;
-use rbee_orchestrator::hives::HiveToken;
 use rbee_orchestrator::http::HttpApi;
 use rbee_orchestrator::store::SqliteStore;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use settings::{Flags, Settings};
-
-/// A request allocates some dozens of small blocks, which shows in its CPU.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -56,16 +51,12 @@ fn run(settings: Settings) -> Result<()> {
 
 async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
     let address = listener.local_addr()?;
-    settings.fill_in(address)?;
+    settings.config.fill_in(address, &settings.database);
     let store = SqliteStore::open(&settings.database).await?;
-    let token = match settings.hive_token.take() {
-        Some(token) => token,
-        None => HiveToken::load_or_create(&settings.hive_token_file())?,
-    };
     let orchestrator = Orchestrator::builder()
-        .config(settings.orchestrator.clone())
+        .config(settings.config.clone())
         .store(store)
-        .hive_token(token)
+        .hive_token(settings.hive_token()?)
         .start()
         .await?;
     let api = HttpApi::new(orchestrator.clone(), settings.access());

@@ -56,6 +56,9 @@ pub(crate) struct Server {
 /// Starts a lane, which lives until `end`.
 fn lane(end: CancellationToken) -> Result<Handle> {
     let mut builder = Builder::new_current_thread();
+    // Before a lane sleeps it lets others run, if any wait for the core: meanwhile more comes in, and
+    // each read and write carries more.
+    builder.on_thread_park(thread::yield_now);
     let runtime = builder.enable_all().build();
     let runtime = runtime.context("an async runtime could not be started")?;
     let handle = runtime.handle().clone();

@@ -1,7 +1,8 @@
 //! Every bound and time-out, with its default. Durations read as `"60s"`, `"5min"`, `"500ms"`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
@@ -41,9 +42,40 @@ pub struct Config {
     pub hives: HivesConfig,
     /// Servers that no hive owns, registered at the start.
     pub workers: Vec<StaticWorker>,
+    /// Names beside `localhost` by which this machine may be called without a token.
+    pub allowed_hosts: Vec<String>,
+    /// File with the token between queen and hives, mode 0600 or stricter; one is made beside the
+    /// database when absent.
+    pub hive_token_file: Option<PathBuf>,
 }
 
 impl Config {
+    /// Reads a TOML file and checks it. Blocks on the file system.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, naming the file and the key.
+    pub fn read(path: &Path) -> Result<Self> {
+        let wrong = |why: String| Error::invalid(format!("{}: {why}", path.display()));
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| wrong(format!("the configuration can't be read: {error}")))?;
+        let config: Config = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        config.check().map_err(|error| wrong(error.message))?;
+        Ok(config)
+    }
+
+    /// Fills in what follows from where the API listens and where the database is: the URL that
+    /// hives call back, and a folder for their logs.
+    pub fn fill_in(&mut self, address: SocketAddr, database: &Path) {
+        let host = match address.ip() {
+            ip if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+            ip => ip,
+        };
+        let url = || format!("http://{}", SocketAddr::new(host, address.port()));
+        self.hives.queen_url.get_or_insert_with(url);
+        let logs = || database.with_file_name("logs");
+        self.hives.log_dir.get_or_insert_with(logs);
+    }
+
     /// Refuses values that make no sense.
     ///
     /// # Errors
@@ -434,7 +466,8 @@ pub struct HivesConfig {
     pub commands: BTreeMap<String, Vec<String>>,
     /// Where hives call the queen back; the daemon fills in its own address.
     pub queen_url: Option<String>,
-    /// Folder for the logs of local hives; the daemon's default is beside the database.
+    /// Folder for the logs of local hives. The daemon's default is `logs` beside the database, an
+    /// embedder's `rbee/logs` in the user's folder for state.
     pub log_dir: Option<PathBuf>,
     /// Between two health checks of a hive.
     #[serde(with = "humantime_serde")]

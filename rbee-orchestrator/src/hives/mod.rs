@@ -15,5 +15,5 @@ mod wire;
 pub use claims::PortClaims;
 pub use client::{CallTimeouts, HiveClient, Recognition};
 pub use lifecycle::{HiveHandle, HiveOptions, Stopped};
-pub use token::{HiveToken, read_secret};
+pub use token::{HiveToken, secret};
 pub use wire::{HiveWorker, HiveWorkerState, SpawnAnswer, SpawnRequest};

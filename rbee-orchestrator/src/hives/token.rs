@@ -57,6 +57,20 @@ impl HiveToken {
         }
     }
 
+    /// The token for a queen with this database: the configured one (see [`secret`]), else the one
+    /// that is kept beside the database. Blocks on the file system.
+    ///
+    /// # Errors
+    /// Those of [`HiveToken::new`], [`HiveToken::load_or_create`] and [`secret`].
+    pub fn find(variable: &str, file: Option<&Path>, database: &Path) -> Result<Self> {
+        if let Some(configured) = secret(variable, file)? {
+            return Self::new(&configured);
+        }
+        let mut beside = database.as_os_str().to_owned();
+        beside.push(".hive-token");
+        Self::load_or_create(Path::new(&beside))
+    }
+
     /// The token itself.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -103,12 +117,27 @@ fn load(path: &Path) -> Result<HiveToken> {
     Ok(HiveToken(text.into()))
 }
 
-/// Reads a secret from a file that only its owner may use (mode 0600 or stricter), without the
-/// blanks around it. Blocks on the file system.
+/// A secret from an environment variable, else from a file that only its owner may use (mode 0600
+/// or stricter), without the blanks around it. Blocks on the file system.
 ///
 /// # Errors
-/// `STORE_FAILED` when the file can't be read, may be used by others, or is longer than any token.
-pub fn read_secret(path: &Path) -> Result<String> {
+/// `STORE_FAILED` when the file can't be read, may be used by others, or is longer than any token;
+/// `INVALID_REQUEST` when it is empty.
+pub fn secret(variable: &str, file: Option<&Path>) -> Result<Option<String>> {
+    if let Some(text) = std::env::var(variable).ok().filter(|text| !text.is_empty()) {
+        return Ok(Some(text));
+    }
+    let Some(file) = file else { return Ok(None) };
+    match read_secret(file)? {
+        text if text.is_empty() => {
+            let file = file.display();
+            Err(Error::invalid(format!("the token's file {file} is empty")))
+        }
+        text => Ok(Some(text)),
+    }
+}
+
+fn read_secret(path: &Path) -> Result<String> {
     let unreadable = |error: io::Error| refused(path, &format!("can't be read: {error}"));
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;

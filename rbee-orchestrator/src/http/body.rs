@@ -15,6 +15,9 @@ use crate::error::Error;
 use crate::orchestrator::{RawReply, TaskStream};
 use crate::relay::sse;
 
+/// A comment that keeps a connection alive.
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+
 /// The body of an answer. Dropping it cancels the job that it comes from.
 #[derive(Debug)]
 pub struct Body(Kind);
@@ -112,7 +115,7 @@ impl Heart {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(interval)));
         std::task::ready!(beat.as_mut().poll(cx));
         beat.as_mut().reset(Instant::now() + interval);
-        Poll::Ready(Bytes::from_static(sse::KEEP_ALIVE))
+        Poll::Ready(Bytes::from_static(KEEP_ALIVE))
     }
 
     fn stop(&mut self) {

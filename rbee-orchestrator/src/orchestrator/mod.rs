@@ -170,8 +170,14 @@ async fn known_hives(config: &Config, store: &dyn Store) -> Result<Vec<HiveRecor
     Ok(records)
 }
 
+/// Where the XDG Base Directory Specification puts logs.
 fn default_log_dir() -> PathBuf {
-    std::env::temp_dir().join(format!("rbee-orchestrator-{}", std::process::id()))
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let state = set("XDG_STATE_HOME").map(PathBuf::from).or_else(|| {
+        let home = PathBuf::from(set("HOME")?);
+        Some(home.join(".local/state"))
+    });
+    state.unwrap_or_else(std::env::temp_dir).join("rbee/logs")
 }
 
 impl Orchestrator {

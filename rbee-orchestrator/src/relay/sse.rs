@@ -156,9 +156,6 @@ pub(crate) fn encode(data: &[u8]) -> Bytes {
 /// The event after which nothing comes.
 pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// A comment that keeps a connection alive.
-pub(crate) const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
-
 #[cfg(test)]
 mod tests {
     use super::*;
