@@ -136,6 +136,14 @@ impl Error {
         Self::new(Code::InvalidRequest, message)
     }
 
+    /// `SHUTTING_DOWN`.
+    pub(crate) fn shutting_down() -> Self {
+        Self::new(
+            Code::ShuttingDown,
+            "the queen is shutting down; ask again when she is back",
+        )
+    }
+
     /// `INTERNAL`.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Code::Internal, message)

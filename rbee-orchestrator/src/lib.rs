@@ -44,6 +44,7 @@ pub mod error;
 pub mod hives;
 #[cfg(feature = "http")]
 pub mod http;
+mod killpoint;
 mod orchestrator;
 mod relay;
 mod router;

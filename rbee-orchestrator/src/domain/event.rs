@@ -1,9 +1,13 @@
 //! What a task tells while it runs: the typed form of the events of `POST /v2/tasks`.
 
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Attempt, JobId, ModelRef, UnixMillis, WorkerId};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// Why generation stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +21,41 @@ pub enum StopReason {
     /// One of `stop` was generated.
     #[serde(rename = "STOP_SEQUENCE")]
     StopSequence,
+}
+
+/// A place in a task's events, `{attempt}.{offset}` on the wire: behind so many bytes of the
+/// attempt's text. Attempt 0 is before the first dispatch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventId {
+    /// Which dispatch.
+    pub attempt: Attempt,
+    /// Bytes of text before it, in UTF-8.
+    pub offset: usize,
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.attempt, self.offset)
+    }
+}
+
+impl FromStr for EventId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once('.');
+        let id = parts.and_then(|(attempt, offset)| {
+            Some(EventId {
+                attempt: attempt.parse().ok()?,
+                offset: offset.parse().ok()?,
+            })
+        });
+        id.ok_or_else(|| {
+            let shown: String = text.chars().take(80).collect();
+            Error::invalid(format!(
+                "{shown:?} is no event id: send the last `id:` that the stream gave, or none"
+            ))
+        })
+    }
 }
 
 /// Progress that a person can read.
@@ -40,6 +79,8 @@ pub enum TaskEvent {
     Queued {
         /// Jobs before it, counted from 0.
         position: usize,
+        /// How long it will wait, by how long such jobs took lately; `None` while nothing is known.
+        wait: Option<Duration>,
     },
     /// Something happens that it waits for.
     Narration(Narration),

@@ -34,6 +34,7 @@ pub enum Priority {
 
 /// Where a job may run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Constraints {
     /// Only on this hive.
     pub hive: Option<HiveId>,

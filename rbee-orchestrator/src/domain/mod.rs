@@ -10,7 +10,7 @@ mod tenant;
 mod time;
 mod worker;
 
-pub use event::{Narration, StopReason, TaskEvent};
+pub use event::{EventId, Narration, StopReason, TaskEvent};
 pub use hive::{
     Capabilities, Device, HiveMode, HiveModel, HiveProcess, HiveRecord, HiveSpec, HiveStatus,
     SshTarget,

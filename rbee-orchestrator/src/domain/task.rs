@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Constraints, Priority, SessionId, TenantId, UnixMillis};
 use crate::error::{Error, Result};
 
 /// What a model is to continue.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskInput {
     /// A text, continued as it is.
     Prompt(String),
@@ -17,7 +19,8 @@ pub enum TaskInput {
 }
 
 /// How tokens are chosen. What is absent is left to the worker.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Sampling {
     /// The most tokens to generate.
     pub max_tokens: Option<u32>,
@@ -34,7 +37,8 @@ pub struct Sampling {
 }
 
 /// What may be said about any request, whichever endpoint it came through.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RequestOptions {
     /// Queue class.
     pub priority: Priority,
@@ -50,12 +54,15 @@ pub struct RequestOptions {
     pub queue_timeout: Option<Duration>,
     /// When it must have ended, whatever the time-outs say.
     pub deadline: Option<UnixMillis>,
+    /// The key under which a repeated submission of a task finds the first, for a day: 1 to 255
+    /// visible ASCII characters.
+    pub idempotency_key: Option<String>,
     /// Ties it to log lines here and on hives and workers; made when absent.
     pub correlation_id: Option<String>,
 }
 
 /// A task: what `POST /v2/tasks` takes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskRequest {
     /// The model's name: an alias or a reference.
     pub model: String,

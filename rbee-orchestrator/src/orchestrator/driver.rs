@@ -1,9 +1,10 @@
 //! Carries out what the brain decides, and tells it what came of it.
 
 use std::collections::{HashMap, HashSet};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -16,18 +17,27 @@ use uuid::Uuid;
 use super::clock::Clock;
 use super::connector::HiveMap;
 use super::hive_actor::Order;
-use crate::brain::{Action, Brain, Event};
+use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::config::Config;
-use crate::domain::{HiveId, JobId, Mono, Now, WorkerId, WorkerSpec};
-use crate::error::Error;
+use crate::domain::{
+    Attempt, Ending, HiveId, JobId, Mono, Narration, Now, WorkerId, WorkerSpec,
+};
+use crate::error::{Error, Result};
 use crate::relay::pool::Pool;
-use crate::router::{Assignment, Flow, Inbox, Lease, Notice, Patience};
+use crate::router::{
+    Assignment, Call, Flow, FlowParts, Inbox, Lease, Notice, Patience, Step, TextBudget, Ticks,
+};
 use crate::store::{JobChange, Store};
+
+/// Between two tries to write an ending that somebody waits for.
+const STORE_RETRY: Duration = Duration::from_millis(250);
 
 /// The brain, with the jobs whose clients wait.
 pub(super) struct Core {
     pub(super) brain: Brain,
     flows: HashMap<JobId, Arc<Flow>>,
+    /// Jobs that have ended, whose ending is on its way to the disk.
+    settling: HashMap<JobId, Arc<Flow>>,
     actions: Vec<Action>,
 }
 
@@ -37,6 +47,7 @@ pub(super) struct Driver {
     pub(super) owner: Uuid,
     pub(super) store: Arc<dyn Store>,
     pub(super) pool: Arc<Pool>,
+    flow_parts: Arc<FlowParts>,
     pub(super) hives: Arc<HiveMap>,
     pub(super) clock: Clock,
     tasks: TaskTracker,
@@ -68,7 +79,12 @@ impl Driver {
         clock: Clock,
         brain: Brain,
     ) -> Self {
+        let flow_parts = FlowParts {
+            ticks: Ticks::default(),
+            text: Arc::new(TextBudget::new(config.replay.max_bytes)),
+        };
         Driver {
+            flow_parts: Arc::new(flow_parts),
             config,
             owner,
             store,
@@ -83,6 +99,7 @@ impl Driver {
             core: Mutex::new(Core {
                 brain,
                 flows: HashMap::new(),
+                settling: HashMap::new(),
                 actions: Vec::new(),
             }),
             checking: Mutex::default(),
@@ -168,6 +185,76 @@ impl Driver {
         }
     }
 
+    /// A flow for a job that is about to be taken in.
+    pub(super) fn new_flow(&self, call: Call) -> Arc<Flow> {
+        Arc::new(Flow::new(call, self.pool.clone(), self.flow_parts.clone()))
+    }
+
+    /// The flow of a job that has not ended, or whose ending is on its way to the disk.
+    pub(super) fn flow(&self, job: JobId) -> Option<Arc<Flow>> {
+        let core = self.lock();
+        let found = core.flows.get(&job).or_else(|| core.settling.get(&job));
+        found.cloned()
+    }
+
+    /// Asks whether a job may come in; it is counted then, and waits for its confirmation.
+    pub(super) fn admit(self: &Arc<Self>, flow: Arc<Flow>, request: Box<JobRequest>) -> Result<()> {
+        let now = self.clock.now();
+        let mut core = self.lock();
+        self.decide_in(&mut core, now, |brain, now, out| {
+            brain.admit(now, request, out)
+        })?;
+        core.flows.insert(flow.id(), flow);
+        Ok(())
+    }
+
+    /// Takes an admission back.
+    pub(super) fn withdraw(self: &Arc<Self>, job: JobId) {
+        self.feed(Event::Withdraw(job));
+        self.lock().flows.remove(&job);
+    }
+
+    /// Does the work of a job whose client does not wait for it.
+    pub(super) fn run_unattended(self: &Arc<Self>, flow: Arc<Flow>) {
+        let driver = self.clone();
+        self.spawn(async move {
+            let work = poll_fn(|cx| {
+                loop {
+                    let step = flow.poll_step(cx);
+                    driver.catch_up();
+                    match ready!(step) {
+                        Step::End | Step::Failed(_) => return Poll::Ready(()),
+                        _ => {}
+                    }
+                }
+            });
+            tokio::select! {
+                () = work => {}
+                () = driver.stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// Records an ending that nobody may hear of before it is on disk. A disk that is full or locked
+    /// is waited for.
+    fn finish_durably(self: &Arc<Self>, flow: Arc<Flow>, attempt: Attempt, ending: Ending) {
+        let driver = self.clone();
+        self.spawn(async move {
+            let job = flow.id();
+            let written = async {
+                while let Err(error) = driver.store.finish(job, attempt, ending.clone()).await {
+                    tracing::warn!(%job, %error, "the ending is not stored yet");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+            };
+            tokio::select! {
+                () = written => flow.settle(flow.last_events(&ending)),
+                () = driver.stop.cancelled() => flow.shelve(),
+            }
+            driver.lock().settling.remove(&job);
+        });
+    }
+
     /// Takes a job in. Its flow is known before the brain can act on it.
     pub(super) fn take_in(self: &Arc<Self>, flow: Arc<Flow>, event: Event) {
         let now = self.clock.now();
@@ -181,10 +268,29 @@ impl Driver {
     /// One action. Nothing here waits: what takes time is handed to a task.
     fn carry_out(self: &Arc<Self>, core: &mut Core, action: Action) {
         match action {
-            Action::Requeue { .. } => {}
-            Action::Queued { job, position, .. } => {
+            Action::Requeue {
+                job,
+                attempt,
+                not_before,
+                error,
+            } => {
+                tracing::debug!(%job, attempt, %error, "the attempt failed, the job waits again");
+                self.store.record(JobChange::Requeued {
+                    job,
+                    attempt,
+                    not_before,
+                });
                 if let Some(flow) = core.flows.get(&job) {
-                    flow.notify(Notice::Queued { position });
+                    flow.notify(Notice::Narration(retry_narration(job, attempt, &error)));
+                }
+            }
+            Action::Queued {
+                job,
+                position,
+                wait,
+            } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.notify(Notice::Queued { position, wait });
                 }
             }
             Action::Narrate { job, narration } => {
@@ -229,15 +335,30 @@ impl Driver {
                 if let Some(error) = ending.outcome.error() {
                     tracing::debug!(%job, attempt, %error, "job ended");
                 }
-                let outcome = ending.outcome.clone();
-                self.store.record(JobChange::Finished {
-                    job,
-                    attempt,
-                    ending,
-                });
+                let flow = core.flows.remove(&job);
+                if let Some(flow) = &flow {
+                    flow.abort(&ending.outcome);
+                }
+                match flow {
+                    Some(flow) if flow.call.asynchronous => {
+                        core.settling.insert(job, flow.clone());
+                        self.finish_durably(flow, attempt, *ending);
+                    }
+                    Some(flow) => {
+                        let last_events = flow.last_events(&ending);
+                        self.store.record(JobChange::Finished {
+                            job,
+                            attempt,
+                            ending,
+                        });
+                        flow.settle(last_events);
+                    }
+                    None => {}
+                }
+            }
+            Action::Shelve { job } => {
                 if let Some(flow) = core.flows.remove(&job) {
-                    flow.abort(&outcome);
-                    flow.settle();
+                    flow.shelve();
                 }
             }
             Action::StartHive { hive } => self.order(&hive, Order::Start),
@@ -378,21 +499,20 @@ impl Driver {
     pub(super) async fn run_patience(self: Arc<Self>) {
         let timeouts = &self.config.timeouts;
         let patience = Patience {
+            first_token: timeouts.first_token,
             between_tokens: timeouts.between_tokens,
             client_stall: timeouts.client_stall,
         };
-        let shortest = patience.between_tokens.min(patience.client_stall);
-        let period = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
         loop {
             tokio::select! {
-                () = tokio::time::sleep(period) => {}
+                () = tokio::time::sleep(patience.period()) => {}
                 () = self.stop.cancelled() => return,
             }
             self.pool.sweep();
             let flows: Vec<Arc<Flow>> = self.lock().flows.values().cloned().collect();
-            let now = Instant::now();
+            self.flow_parts.ticks.advance();
             for flow in flows {
-                flow.check_patience(now, &patience);
+                flow.check_patience(&patience);
             }
             self.catch_up();
         }
@@ -428,6 +548,15 @@ impl Driver {
                 error: error.clone(),
             });
         }
+    }
+}
+
+fn retry_narration(job: JobId, attempt: Attempt, error: &Error) -> Narration {
+    Narration {
+        actor: "queen",
+        action: "retry",
+        target: job.to_string(),
+        human: format!("Attempt {attempt} failed and is tried again: {}", error.message),
     }
 }
 

@@ -1,20 +1,20 @@
-//! Submitting, reading and listing jobs.
+//! Submitting, reading, listing and cancelling jobs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Orchestrator, RawReply, TaskStream};
-use crate::brain::{Event, JobRequest};
+use super::submission::{Draft, Wish};
+use super::{Orchestrator, RawReply, TaskEvents, TaskStream};
+use crate::brain::{Event, QueuePlace};
 use crate::domain::{
-    JobFilter, JobId, JobKind, JobPage, JobRecord, JobState, ModelRef, RequestOptions, TaskInput,
-    TaskRequest, Times, UnixMillis,
+    JobFilter, JobId, JobKind, JobPage, JobRecord, ModelRef, RequestOptions, TaskRequest,
 };
 use crate::error::{Code, Error, Result};
+use crate::killpoint;
 use crate::relay::openai::{Input, RequestBody};
-use crate::router::{Call, Flow, Payload};
-use crate::store::JobChange;
+use crate::router::{Flow, Payload};
+use crate::store::{JobChange, Submission, Submitted};
 
 /// An OpenAI request: its body as received, read only as far as it must be.
 #[derive(Debug)]
@@ -58,20 +58,44 @@ impl OpenAiRequest {
 }
 
 impl Orchestrator {
-    /// Submits a task. Its events come from the returned stream.
+    /// Submits a task that belongs to its caller. Its events come from the returned stream.
+    ///
+    /// With an idempotency key that the tenant has used for the same task, the stream is that first
+    /// task's, which dropping it does not cancel.
     ///
     /// # Errors
-    /// Why it is refused, where that is known at once: `INVALID_REQUEST`, `MODEL_NOT_FOUND`,
-    /// `SYSTEM_AT_CAPACITY`, `SHUTTING_DOWN`, ….
+    /// Why it is refused, where that is known at once: `INVALID_REQUEST`, `FORBIDDEN`,
+    /// `MODEL_NOT_FOUND`, `QUOTA_EXCEEDED`, `RATE_LIMITED`, `SYSTEM_AT_CAPACITY`, `SHUTTING_DOWN`,
+    /// …; `CONFLICT` when the idempotency key belongs to another task.
     pub async fn submit(&self, task: TaskRequest) -> Result<TaskStream> {
-        let task = task.check()?;
-        let openai_only = matches!(task.input, TaskInput::Messages(_));
-        let (model, options) = (task.model.clone(), task.options.clone());
-        let payload = Payload::Task(Box::new(task));
-        let flow = self
-            .start(JobKind::Task, model, options, openai_only, payload)
-            .await?;
-        Ok(TaskStream::new(flow, self.driver.clone()))
+        let draft = self.draft_task(task, false)?;
+        let taken = match draft.is_durable() {
+            true => self.take_in_durably(draft).await?,
+            false => Taken::New(self.take_in(draft).await?),
+        };
+        Ok(match taken {
+            Taken::New(flow) => TaskStream::new(flow, self.driver.clone()),
+            Taken::Repeated(first) => {
+                TaskStream::following(first.id, self.events(first.id, None).await?)
+            }
+        })
+    }
+
+    /// Submits a task that outlives its caller, and the queen: it is on disk when this returns.
+    /// [`Orchestrator::events`] follows it. Goes on to its end when it is dropped.
+    ///
+    /// With an idempotency key that the tenant has used for the same task, the answer is that first
+    /// task as it is now.
+    ///
+    /// # Errors
+    /// Those of [`Orchestrator::submit`], and `STORE_FAILED`.
+    pub async fn enqueue(&self, task: TaskRequest) -> Result<JobRecord> {
+        let draft = self.draft_task(task, true)?;
+        let record = draft.record.clone();
+        match self.take_in_durably(draft).await? {
+            Taken::New(_) => Ok(record),
+            Taken::Repeated(first) => Ok(*first),
+        }
     }
 
     /// Submits an OpenAI request; its bytes go through to a worker.
@@ -83,94 +107,101 @@ impl Orchestrator {
             kind,
             body,
             as_task,
-            options,
+            mut options,
         } = request;
-        let openai_only = kind != JobKind::Completion;
-        let model = body.model.clone();
-        let payload = Payload::OpenAi { body, as_task };
-        let flow = self
-            .start(kind, model, options, openai_only, payload)
-            .await?;
+        // A key would find a job whose answer was not kept.
+        options.idempotency_key = None;
+        let draft = self.draft(Wish {
+            kind,
+            model: body.model.clone(),
+            options,
+            openai_only: kind != JobKind::Completion,
+            payload: Payload::OpenAi { body, as_task },
+            asynchronous: false,
+        })?;
+        let flow = self.take_in(draft).await?;
         Ok(RawReply::new(flow, self.driver.clone()))
     }
 
-    async fn start(
-        &self,
-        kind: JobKind,
-        model: String,
-        options: RequestOptions,
-        openai_only: bool,
-        payload: Payload,
-    ) -> Result<Arc<Flow>> {
+    /// Takes a job in that belongs to a connection: its record does not wait for the disk.
+    async fn take_in(&self, draft: Draft) -> Result<Arc<Flow>> {
         let driver = &self.driver;
-        let timeouts = &driver.config.timeouts;
-        let total_timeout = bounded(options.total_timeout, timeouts.total, timeouts.total_max)?;
         driver.store.ready().await?;
-        let (id, at) = (JobId::mint(), UnixMillis::now());
-        let correlation_id = options.correlation_id.unwrap_or_else(|| id.to_string());
-        let record = JobRecord {
-            id,
-            kind,
-            model: ModelRef::from_name(&model)?,
-            priority: options.priority,
-            tenant: options.tenant.clone(),
-            session: options.session.clone(),
-            asynchronous: false,
-            idempotency_key: None,
-            request_hash: None,
-            owner: driver.owner,
-            state: JobState::Queued,
-            attempt: 0,
-            placed: None,
-            submitted_at: at,
-            started_at: None,
-            not_before: None,
-            ended_at: None,
-            usage: None,
-            times: Times::default(),
-            stop: None,
-            error_code: None,
-            error_message: None,
-            result: None,
-            correlation_id: correlation_id.clone(),
-        };
-        driver.store.record(JobChange::Submitted(Box::new(record)));
-        let call = Call {
-            job: id,
-            kind,
-            payload,
-            correlation_id,
-            deadline: options.deadline,
-            submitted_at: at,
-            hive_authorization: Some(self.hive_authorization.clone()),
-            max_response_bytes: driver.config.limits.max_response_bytes,
-            max_event_bytes: driver.config.limits.max_event_bytes,
-        };
-        let flow = Arc::new(Flow::new(call, driver.pool.clone()));
-        let request = JobRequest {
-            id,
-            kind,
-            model,
-            constraints: options.constraints,
-            openai_only,
-            priority: options.priority,
-            tenant: options.tenant,
-            session: options.session,
-            total_timeout,
-            queue_timeout: options.queue_timeout.unwrap_or(driver.config.queue.timeout),
-            deadline: options.deadline,
-            asynchronous: false,
-            attempts: 0,
-            submitted_at: at,
-            not_before: None,
-            bytes: 0,
-            tokens: 0,
-        };
-        driver.take_in(flow.clone(), Event::Submit(Box::new(request)));
+        driver.store.record(JobChange::Submitted {
+            record: Box::new(draft.record),
+            request: draft.stored,
+        });
+        let flow = driver.new_flow(draft.call);
+        driver.take_in(flow.clone(), Event::Submit(draft.request));
         match flow.refusal() {
             Some(error) => Err(error),
             None => Ok(flow),
         }
+    }
+
+    /// Takes a job in that is to be on disk before anybody is told of it. Once begun it goes on to
+    /// its end: a key must not find a job that nobody runs.
+    async fn take_in_durably(&self, draft: Draft) -> Result<Taken> {
+        let this = self.clone();
+        self.to_its_end(async move { this.store_and_confirm(draft).await })
+            .await
+    }
+
+    async fn store_and_confirm(&self, draft: Draft) -> Result<Taken> {
+        let driver = &self.driver;
+        if let Some(first) = self.first_with_key(&draft).await? {
+            return Ok(Taken::Repeated(first));
+        }
+        let id = draft.record.id;
+        let asynchronous = draft.record.asynchronous;
+        let key_lives = driver.config.retention.idempotency_keys;
+        let submission = Submission {
+            key_expires_at: draft.record.submitted_at + key_lives,
+            record: draft.record,
+            request: draft.stored,
+        };
+        let flow = driver.new_flow(draft.call);
+        driver.admit(flow.clone(), draft.request)?;
+        let submitted = driver.store.submit(submission).await;
+        if !matches!(submitted, Ok(Submitted::New)) {
+            driver.withdraw(id);
+        }
+        match submitted? {
+            Submitted::New => {
+                killpoint::pass("submit-inserted");
+                if asynchronous {
+                    driver.run_unattended(flow.clone());
+                }
+                driver.feed(Event::Confirm(id));
+                Ok(Taken::New(flow))
+            }
+            Submitted::Repeated(first) => Ok(Taken::Repeated(first)),
+            Submitted::OtherRequest(first) => Err(key_is_taken(first)),
+        }
+    }
+
+    /// The job that a draft repeats. Looked up first, so that no limit refuses a repetition.
+    async fn first_with_key(&self, draft: &Draft) -> Result<Option<Box<JobRecord>>> {
+        let record = &draft.record;
+        let Some(key) = &record.idempotency_key else {
+            return Ok(None);
+        };
+        let store = &self.driver.store;
+        let first = store
+            .submission(&record.tenant, key, record.submitted_at)
+            .await?;
+        match first {
+            Some(first) if first.request_hash != record.request_hash => {
+                Err(key_is_taken(first.id))
+            }
+            first => Ok(first.map(Box::new)),
+        }
+    }
+
+    /// Where a job stands in the queue, if it waits.
+    #[must_use]
+    pub fn queue_place(&self, job: JobId) -> Option<QueuePlace> {
+        self.driver.look(|brain, _| brain.queue_place(job))
     }
 
     /// The model that a name means now.
@@ -204,22 +235,32 @@ impl Orchestrator {
     }
 
     /// Ends a job: one that waits at once, one that runs as soon as its worker's connection is
-    /// closed. A job that has ended stays as it is.
-    pub fn cancel(&self, job: JobId) {
-        let error = Error::new(Code::Cancelled, "the task was cancelled");
-        self.driver.feed(Event::Cancel { job, error });
+    /// closed. A job that has ended stays as it is. Returns the job as it was found.
+    ///
+    /// # Errors
+    /// `TASK_NOT_FOUND`, `STORE_FAILED`.
+    pub async fn cancel(&self, job: JobId) -> Result<JobRecord> {
+        let record = self.task(job).await?;
+        if !record.state.is_ended() {
+            let error = Error::new(Code::Cancelled, "the task was cancelled");
+            self.driver.feed(Event::Cancel { job, error });
+        }
+        Ok(record)
     }
 }
 
-/// A time-out as asked for, if it is one that may be asked for.
-fn bounded(asked: Option<Duration>, default: Duration, most: Duration) -> Result<Duration> {
-    let timeout = asked.unwrap_or(default);
-    if timeout.is_zero() {
-        return Err(Error::invalid("timeout_ms must be at least 1").param("timeout_ms"));
-    }
-    if timeout > most {
-        let message = format!("timeout_ms may be at most {}", most.as_millis());
-        return Err(Error::invalid(message).param("timeout_ms"));
-    }
-    Ok(timeout)
+/// What came of taking a job in.
+enum Taken {
+    New(Arc<Flow>),
+    Repeated(Box<JobRecord>),
+}
+
+fn key_is_taken(first: JobId) -> Error {
+    let message = format!(
+        "the idempotency key was used for another request, task {first}: take a new key for each \
+         request"
+    );
+    Error::new(Code::Conflict, message)
+        .param("idempotency_key")
+        .detail("job_id", first.to_string())
 }

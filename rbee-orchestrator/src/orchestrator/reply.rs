@@ -10,11 +10,12 @@ use bytes::Bytes;
 use futures_core::Stream;
 use http::{HeaderValue, StatusCode};
 
+use super::TaskEvents;
 use super::driver::Driver;
 use crate::brain::Event;
 use crate::domain::{JobId, TaskEvent};
 use crate::error::{Error, Result};
-use crate::router::{Flow, Notice, Step, Whole, client_gone};
+use crate::router::{Flow, Step, Whole, client_gone};
 
 /// A submitted job that somebody holds on to.
 struct Held {
@@ -51,8 +52,16 @@ impl Drop for Held {
 /// connection at once.
 #[must_use = "a task runs only while its stream is polled"]
 pub struct TaskStream {
-    held: Held,
+    job: JobId,
+    source: Source,
     ended: bool,
+}
+
+enum Source {
+    /// The task is this stream's.
+    Own(Held),
+    /// The task was submitted before; this stream only follows it.
+    Earlier(TaskEvents),
 }
 
 impl std::fmt::Debug for TaskStream {
@@ -66,7 +75,16 @@ impl std::fmt::Debug for TaskStream {
 impl TaskStream {
     pub(super) fn new(flow: Arc<Flow>, driver: Arc<Driver>) -> Self {
         TaskStream {
-            held: Held { flow, driver },
+            job: flow.id(),
+            source: Source::Own(Held { flow, driver }),
+            ended: false,
+        }
+    }
+
+    pub(super) fn following(job: JobId, events: TaskEvents) -> Self {
+        TaskStream {
+            job,
+            source: Source::Earlier(events),
             ended: false,
         }
     }
@@ -74,7 +92,7 @@ impl TaskStream {
     /// The task's id.
     #[must_use]
     pub fn job(&self) -> JobId {
-        self.held.flow.id()
+        self.job
     }
 
     /// Waits, after the terminal event, until the ending has been recorded, so that
@@ -85,7 +103,41 @@ impl TaskStream {
 
     /// [`TaskStream::settled`], for a caller that polls.
     pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.held.flow.poll_settled(cx)
+        match &self.source {
+            Source::Own(held) => held.flow.poll_settled(cx),
+            // It is told of the end only when that has been recorded.
+            Source::Earlier(_) => Poll::Ready(()),
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<TaskEvent>> {
+        let held = match &mut self.source {
+            Source::Own(held) => held,
+            Source::Earlier(events) => {
+                let next = std::task::ready!(Pin::new(&mut *events).poll_next(cx));
+                let cut_off = || TaskEvent::Error {
+                    job: self.job,
+                    error: Error::shutting_down(),
+                };
+                return Poll::Ready(match next {
+                    Some((_, event)) => Some(event),
+                    None => (!events.is_complete()).then(cut_off),
+                });
+            }
+        };
+        loop {
+            let step = std::task::ready!(held.poll_step(cx));
+            return Poll::Ready(match step {
+                Step::Notice(notice) => Some(notice.into()),
+                Step::Started(event) | Step::Event(event) => Some(event),
+                Step::Failed(error) => Some(TaskEvent::Error {
+                    job: self.job,
+                    error,
+                }),
+                Step::StreamBegins | Step::Data(_) | Step::Whole(_) => continue,
+                Step::End => None,
+            });
+        }
     }
 
     /// Reads on to the end and waits until it has been recorded, for a caller who wants the result
@@ -117,27 +169,9 @@ impl Stream for TaskStream {
         if self.ended {
             return Poll::Ready(None);
         }
-        loop {
-            let Poll::Ready(step) = self.held.poll_step(cx) else {
-                return Poll::Pending;
-            };
-            let event = match step {
-                Step::Notice(Notice::Queued { position }) => TaskEvent::Queued { position },
-                Step::Notice(Notice::Narration(narration)) => TaskEvent::Narration(narration),
-                Step::Started(event) | Step::Event(event) => event,
-                Step::Failed(error) => TaskEvent::Error {
-                    job: self.job(),
-                    error,
-                },
-                Step::StreamBegins | Step::Data(_) | Step::Whole(_) => continue,
-                Step::End => {
-                    self.ended = true;
-                    return Poll::Ready(None);
-                }
-            };
-            self.ended = matches!(event, TaskEvent::Error { .. });
-            return Poll::Ready(Some(event));
-        }
+        let next = std::task::ready!(self.poll_event(cx));
+        self.ended = !matches!(&next, Some(event) if !matches!(event, TaskEvent::Error { .. }));
+        Poll::Ready(next)
     }
 }
 

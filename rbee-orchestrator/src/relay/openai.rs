@@ -24,6 +24,10 @@ struct Envelope<'a> {
     prompt: Option<&'a RawValue>,
     #[serde(borrow)]
     input: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max_completion_tokens: Option<&'a RawValue>,
 }
 
 /// Takes a null as a value too: its place must be known to be written over.
@@ -50,6 +54,8 @@ pub(crate) struct RequestBody {
     pub(crate) stream: bool,
     /// Whether the client wants the usage of a stream.
     pub(crate) wants_usage: bool,
+    /// The most tokens of the answer, if it says so; whether it may is for the worker to say.
+    pub(crate) max_tokens: Option<u64>,
 }
 
 /// Which of an endpoint's inputs must be there.
@@ -92,6 +98,7 @@ impl RequestBody {
                 .and_then(|options| options.include_usage)
                 .unwrap_or(false),
         };
+        let most = envelope.max_completion_tokens.or(envelope.max_tokens);
         let span = |value: &RawValue| {
             let start = value.get().as_ptr() as usize - bytes.as_ptr() as usize;
             start..start + value.get().len()
@@ -102,6 +109,7 @@ impl RequestBody {
             model,
             stream: envelope.stream.unwrap_or(false),
             wants_usage,
+            max_tokens: most.and_then(|value| value.get().parse().ok()),
             bytes,
         })
     }

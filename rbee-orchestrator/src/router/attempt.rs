@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
-use crate::brain::{Aftermath, Report};
+use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{
     JobId, JobKind, Outcome, StopReason, TaskRequest, UnixMillis, Usage, WorkerProtocol, WorkerSpec,
 };
@@ -37,6 +37,8 @@ pub(crate) struct Call {
     pub(crate) job: JobId,
     pub(crate) kind: JobKind,
     pub(crate) payload: Payload,
+    /// Whether nobody's connection carries it.
+    pub(crate) asynchronous: bool,
     pub(crate) correlation_id: String,
     pub(crate) deadline: Option<UnixMillis>,
     pub(crate) submitted_at: UnixMillis,
@@ -67,13 +69,14 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    pub(super) fn report(&self) -> Report {
+    pub(super) fn report(&self, took: Duration) -> Report {
         let outcome = match self.status.is_success() {
             true => Outcome::Complete,
             false => Outcome::Failed(refusal(self.status, &self.body)),
         };
         Report {
             usage: self.usage,
+            inference: took,
             ..Report::of(outcome)
         }
     }
@@ -88,7 +91,8 @@ pub(super) enum Opened {
 /// An attempt that brought no answer.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub(super) error: Error,
+    error: Error,
+    blame: Blame,
     suspect: bool,
 }
 
@@ -101,7 +105,17 @@ impl Failure {
             } else {
                 Aftermath::Clean
             },
+            blame: self.blame,
             ..Report::of(outcome)
+        }
+    }
+
+    /// The worker did not do its part.
+    fn of_worker(error: Error) -> Self {
+        Failure {
+            error,
+            blame: Blame::Worker,
+            suspect: false,
         }
     }
 }
@@ -109,16 +123,18 @@ impl Failure {
 impl From<NoAnswer> for Failure {
     fn from(none: NoAnswer) -> Self {
         Failure {
-            error: none.error,
             suspect: none.suspect,
+            ..Failure::of_worker(none.error)
         }
     }
 }
 
+/// An error that another worker would give as well.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure {
             error,
+            blame: Blame::Request,
             suspect: false,
         }
     }
@@ -143,7 +159,7 @@ pub(super) async fn open(
     if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
         return whole(&pool, &worker, &call, answer).await;
     }
-    check_is_stream(&worker, answer.head.content_type.as_ref())?;
+    check_is_stream(&worker, answer.head.content_type.as_ref()).map_err(Failure::of_worker)?;
     if raw && !call.streams() {
         return whole_completion(&pool, &worker, &call, answer).await;
     }
@@ -267,8 +283,8 @@ async fn collect(
 fn broke_off(worker: &WorkerSpec, why: &str) -> Failure {
     let message = format!("worker {} broke off its answer: {why}", worker.id);
     Failure {
-        error: Error::new(Code::WorkerFailed, message),
         suspect: true,
+        ..Failure::of_worker(Error::new(Code::WorkerFailed, message))
     }
 }
 
@@ -285,7 +301,7 @@ async fn whole(
             "worker {} answered with what is not JSON: {error}",
             worker.id
         );
-        Error::new(Code::UpstreamInvalid, message)
+        Failure::of_worker(Error::new(Code::UpstreamInvalid, message))
     })?;
     Ok(Opened::Whole(Whole {
         status: head.status,
@@ -308,7 +324,7 @@ async fn whole_completion(
     let mut pieces = Vec::new();
     let mut splitter = Splitter::new(call.max_response_bytes);
     for event in events(&splitter.push(body).unwrap_or_default()) {
-        read_event(worker.protocol, event, &mut pieces)?;
+        read_event(worker.protocol, event, &mut pieces).map_err(Failure::of_worker)?;
     }
     let (mut text, mut count, mut stop, mut usage) = (String::new(), 0, None, None);
     for piece in pieces {
@@ -319,7 +335,7 @@ async fn whole_completion(
             }
             Piece::Stop { reason, .. } => stop = Some(reason),
             Piece::Usage(counted) => usage = Some(counted),
-            Piece::Failed(error) => return Err(error.into()),
+            Piece::Failed(error) => return Err(Failure::of_worker(error)),
             Piece::Done => {}
         }
     }
@@ -339,7 +355,8 @@ async fn whole_completion(
     }))
 }
 
-/// The worker said no. Its 4xx is the client's to read; anything else is the worker's fault.
+/// The worker said no. Its 4xx is the client's to read, but for 429, which like 503 says that it has
+/// too much to do; anything else is the worker's fault.
 async fn refused(
     pool: &Pool,
     worker: &WorkerSpec,
@@ -349,7 +366,11 @@ async fn refused(
     let Answer { head, connection } = answer;
     let body = collect(pool, worker, connection, call.max_response_bytes).await?;
     let retry_after = head.retry_after;
-    let for_client = head.status.is_client_error();
+    let is_load = matches!(
+        head.status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    );
+    let for_client = head.status.is_client_error() && !is_load;
     if for_client && matches!(call.payload, Payload::OpenAi { .. }) {
         return Ok(Opened::Whole(Whole {
             status: head.status,
@@ -361,10 +382,18 @@ async fn refused(
     }
     let mut error = refusal(head.status, &body);
     let seconds = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-    if let Some(seconds) = seconds {
-        error = error.retry_after(Duration::from_secs(seconds));
+    let after = seconds.map(Duration::from_secs);
+    if let Some(after) = after {
+        error = error.retry_after(after);
     }
-    Err(error.into())
+    Err(match () {
+        () if is_load => Failure {
+            blame: Blame::Load(after),
+            ..Failure::from(error)
+        },
+        () if for_client => Failure::from(error),
+        () => Failure::of_worker(error),
+    })
 }
 
 /// A worker's status and body as an error of ours.

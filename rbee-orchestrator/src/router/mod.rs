@@ -1,33 +1,42 @@
 //! One job on its worker, from the dispatch to the one ending.
 //!
-//! A [`Flow`] is shared by two sides. The client's side polls it, and with each poll does the work
-//! itself: connects, sends, reads. The orchestrator's side assigns a worker to it and can cut it
-//! off at any time, whether or not anybody polls: the connection to the worker closes then and
-//! there, and the lease goes back.
+//! A [`Flow`] is shared by two sides. The client's side (or, for a task that nobody waits for, a task
+//! of the orchestrator's) polls it, and with each poll does the work itself: connects, sends, reads.
+//! The orchestrator's side assigns a worker to it and can cut it off at any time, whether or not
+//! anybody polls: the connection to the worker closes then and there, and the lease goes back.
+//!
+//! An attempt that failed goes back to the brain, which gives the flow another worker or its ending.
 
 mod attempt;
 mod inbox;
+mod journal;
 mod lease;
+mod patience;
 mod stream;
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::brain::{Aftermath, Report};
-use crate::domain::{Attempt, JobId, ModelRef, Narration, Outcome, TaskEvent, UnixMillis};
+use crate::brain::{Aftermath, Blame, Report};
+use crate::domain::{
+    Attempt, Ending, JobId, ModelRef, Narration, Outcome, StopReason, TaskEvent, UnixMillis,
+};
 use crate::error::{Code, Error};
+use crate::killpoint;
 use crate::relay::pool::Pool;
 
 pub(crate) use attempt::{Call, Payload, Whole, refusal};
 use attempt::{Opened, open};
 pub(crate) use inbox::Inbox;
+pub(crate) use journal::{Journal, Read, Reader, TextBudget, replay};
 pub(crate) use lease::Lease;
+pub(crate) use patience::{Patience, Ticks};
 use stream::Streaming;
 
 /// A worker for a job.
@@ -39,10 +48,22 @@ pub(crate) struct Assignment {
 }
 
 /// Something a waiting client may want to know.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Notice {
-    Queued { position: usize },
+    Queued {
+        position: usize,
+        wait: Option<Duration>,
+    },
     Narration(Narration),
+}
+
+impl From<Notice> for TaskEvent {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::Queued { position, wait } => TaskEvent::Queued { position, wait },
+            Notice::Narration(narration) => TaskEvent::Narration(narration),
+        }
+    }
 }
 
 /// What a poll brought.
@@ -68,6 +89,7 @@ pub(crate) enum Step {
 type Opening = Pin<Box<dyn Future<Output = Result<Opened, attempt::Failure>> + Send>>;
 
 enum Stage {
+    /// For a worker, or for what the brain makes of an attempt that failed.
     Waiting,
     Assigned(Box<Assignment>),
     Opening { lease: Lease, opening: Opening },
@@ -85,13 +107,20 @@ enum Awaiting {
 struct State {
     stage: Stage,
     notices: VecDeque<Notice>,
-    /// What is still to be told of a job that is over.
+    /// What is still to be told of an attempt that is over.
     last_steps: VecDeque<Step>,
     /// What the client is told last, when the job ended from outside.
     error: Option<Error>,
+    /// The newest attempt, as followers are told of it.
+    started: Option<TaskEvent>,
+    /// When that was dispatched.
+    dispatched: Instant,
+    /// How the job ended, as followers are told, if its worker said so.
+    ending: Vec<TaskEvent>,
     waker: Option<Waker>,
     awaiting: Awaiting,
-    since: Instant,
+    /// The tick at which it last stood still.
+    since: u32,
     /// Whether the job's ending has been recorded.
     settled: bool,
 }
@@ -103,29 +132,42 @@ const MAX_NOTICES: usize = 64;
 pub(crate) struct Flow {
     pub(crate) call: Arc<Call>,
     pool: Arc<Pool>,
+    parts: Arc<FlowParts>,
+    /// What followers read; of a task from its beginning, since it holds the result.
+    journal: OnceLock<Arc<Journal>>,
     state: Mutex<State>,
 }
 
-/// How long a flow may stand still.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    pub(crate) between_tokens: Duration,
-    pub(crate) client_stall: Duration,
+/// What all flows share.
+#[derive(Debug)]
+pub(crate) struct FlowParts {
+    pub(crate) ticks: Ticks,
+    pub(crate) text: Arc<TextBudget>,
 }
 
 impl Flow {
-    pub(crate) fn new(call: Call, pool: Arc<Pool>) -> Self {
+    pub(crate) fn new(call: Call, pool: Arc<Pool>, parts: Arc<FlowParts>) -> Self {
+        let since = parts.ticks.now();
+        let journal = match call.payload {
+            Payload::Task(_) => Arc::new(Journal::new(parts.text.clone())).into(),
+            Payload::OpenAi { .. } => OnceLock::new(),
+        };
         Flow {
             call: Arc::new(call),
             pool,
+            parts,
+            journal,
             state: Mutex::new(State {
                 stage: Stage::Waiting,
                 notices: VecDeque::new(),
                 last_steps: VecDeque::new(),
                 error: None,
+                started: None,
+                dispatched: Instant::now(),
+                ending: Vec::new(),
                 waker: None,
                 awaiting: Awaiting::Client,
-                since: Instant::now(),
+                since,
                 settled: false,
             }),
         }
@@ -139,8 +181,24 @@ impl Flow {
         self.call.job
     }
 
+    /// What this job tells those who follow it.
+    pub(crate) fn journal(&self) -> Arc<Journal> {
+        let state = self.lock();
+        let first = || {
+            let journal = Journal::new(self.parts.text.clone());
+            if let Some(started @ TaskEvent::Started { attempt, .. }) = &state.started {
+                journal.begin(*attempt, started.clone());
+            }
+            Arc::new(journal)
+        };
+        self.journal.get_or_init(first).clone()
+    }
+
     /// Tells the client something while it waits.
     pub(crate) fn notify(&self, notice: Notice) {
+        if let Some(journal) = self.journal.get() {
+            journal.note(notice.clone().into());
+        }
         let mut state = self.lock();
         if state.notices.len() == MAX_NOTICES {
             state.notices.pop_front();
@@ -153,6 +211,8 @@ impl Flow {
     pub(crate) fn assign(&self, assignment: Assignment) {
         let mut state = self.lock();
         if let Stage::Waiting = state.stage {
+            // What an earlier attempt has left is void.
+            state.last_steps.clear();
             state.stage = Stage::Assigned(Box::new(assignment));
             state.wake();
         }
@@ -165,7 +225,8 @@ impl Flow {
         if let Stage::Over = state.stage {
             return;
         }
-        state.give_back(outcome);
+        state.give_back(outcome, Blame::Request);
+        state.stage = Stage::Over;
         state.error = outcome.error().cloned();
         state.wake();
     }
@@ -175,11 +236,49 @@ impl Flow {
         self.lock().error.clone()
     }
 
-    /// The job's ending has been recorded.
-    pub(crate) fn settle(&self) {
+    /// The job's ending has been recorded: who follows it may know. To be given
+    /// [`Flow::last_events`].
+    pub(crate) fn settle(&self, last_events: Vec<TaskEvent>) {
         let mut state = self.lock();
         state.settled = true;
         state.wake();
+        drop(state);
+        if let Some(journal) = self.journal.get() {
+            journal.end(last_events);
+        }
+    }
+
+    /// What those who follow the job are told of its ending; nothing if nobody can.
+    pub(crate) fn last_events(&self, ending: &Ending) -> Vec<TaskEvent> {
+        if self.journal.get().is_none() {
+            return Vec::new();
+        }
+        let told = std::mem::take(&mut self.lock().ending);
+        match ending.outcome.error() {
+            Some(error) => vec![TaskEvent::Error {
+                job: self.id(),
+                error: error.clone(),
+            }],
+            None if !told.is_empty() => told,
+            None => vec![TaskEvent::End {
+                tokens_out: ending.usage.map_or(0, |usage| usage.tokens_out),
+                decode_time_ms: ending.times.inference_ms,
+                stop_reason: ending.stop.unwrap_or(StopReason::Eos),
+                stop_sequence_matched: None,
+            }],
+        }
+    }
+
+    /// The job goes on in another life of the queen: this one lets go of it.
+    pub(crate) fn shelve(&self) {
+        let mut state = self.lock();
+        state.stage = Stage::Over;
+        state.settled = true;
+        state.wake();
+        drop(state);
+        if let Some(journal) = self.journal.get() {
+            journal.close();
+        }
     }
 
     /// Waits until the ending has been recorded, so that whoever asks next reads it.
@@ -198,47 +297,20 @@ impl Flow {
         if let Stage::Over = state.stage {
             return false;
         }
-        state.give_back(&Outcome::Cancelled(client_gone()));
+        state.give_back(&Outcome::Cancelled(client_gone()), Blame::Request);
+        state.stage = Stage::Over;
         true
-    }
-
-    /// Cuts the flow off when its worker or its client has stood still for too long.
-    pub(crate) fn check_patience(&self, now: Instant, patience: &Patience) {
-        let outcome = {
-            let state = self.lock();
-            let idle = now.saturating_duration_since(state.since);
-            match (&state.stage, state.awaiting) {
-                (Stage::Over, _) => return,
-                (_, Awaiting::Client) if idle > patience.client_stall => {
-                    Outcome::Cancelled(Error::new(
-                        Code::Cancelled,
-                        "the client took no byte for too long and was given up",
-                    ))
-                }
-                (Stage::Streaming(stream), Awaiting::Worker)
-                    if idle > patience.between_tokens && stream.has_begun() =>
-                {
-                    let secs = patience.between_tokens.as_secs_f64();
-                    Outcome::Failed(Error::new(
-                        Code::Timeout,
-                        format!("the worker sent nothing for {secs} s in the middle of its answer"),
-                    ))
-                }
-                _ => return,
-            }
-        };
-        self.abort(&outcome);
     }
 
     /// Does the next piece of work. Only one side may poll.
     pub(crate) fn poll_step(&self, cx: &mut Context<'_>) -> Poll<Step> {
         let mut state = self.lock();
-        let step = state.poll_step(&self.call, &self.pool, cx);
+        let step = state.poll_step(self, cx);
         state.awaiting = match &step {
             Poll::Ready(_) => Awaiting::Client,
             Poll::Pending => Awaiting::Worker,
         };
-        state.since = Instant::now();
+        state.since = self.parts.ticks.now();
         if step.is_pending() {
             state.sleep(cx);
         }
@@ -260,8 +332,9 @@ impl State {
         }
     }
 
-    /// Drops what the stage holds; a lease goes back with a report of this outcome.
-    fn give_back(&mut self, outcome: &Outcome) {
+    /// Drops what the stage holds; a lease goes back with a report of this outcome. What happens to
+    /// the job is for the brain to say, unless its client has seen a part of the answer.
+    fn give_back(&mut self, outcome: &Outcome, blame: Blame) {
         let timed_out = outcome
             .error()
             .is_some_and(|error| error.code == Code::Timeout);
@@ -270,43 +343,38 @@ impl State {
             true => Aftermath::Suspect,
             false => Aftermath::Clean,
         };
-        match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Waiting | Stage::Over => {}
+        match std::mem::replace(&mut self.stage, Stage::Waiting) {
+            Stage::Waiting => {}
+            Stage::Over => self.stage = Stage::Over,
             Stage::Assigned(assignment) => assignment.lease.end(Report::of(outcome.clone())),
             Stage::Opening { lease, opening } => {
                 drop(opening);
-                let report = Report::of(outcome.clone());
                 lease.end_early(Report {
                     aftermath,
-                    ..report
+                    blame,
+                    ..Report::of(outcome.clone())
                 });
             }
-            Stage::Streaming(stream) => stream.give_back(outcome, aftermath),
+            Stage::Streaming(stream) => stream.give_back(outcome, blame, aftermath),
         }
     }
 
-    fn poll_step(
-        &mut self,
-        call: &Arc<Call>,
-        pool: &Arc<Pool>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Step> {
+    fn poll_step(&mut self, flow: &Flow, cx: &mut Context<'_>) -> Poll<Step> {
         if let Some(notice) = self.notices.pop_front() {
             return Poll::Ready(Step::Notice(notice));
         }
         match &mut self.stage {
             Stage::Waiting => Poll::Pending,
-            Stage::Assigned(_) => Poll::Ready(self.begin(call, pool)),
+            Stage::Assigned(_) => Poll::Ready(self.begin(flow)),
             Stage::Opening { opening, .. } => match opening.as_mut().poll(cx) {
                 Poll::Pending => Poll::Pending,
-                Poll::Ready(opened) => Poll::Ready(self.opened(call, opened)),
+                Poll::Ready(opened) => self.opened(flow, opened),
             },
-            Stage::Streaming(stream) => match stream.poll(pool, cx) {
+            Stage::Streaming(stream) => match stream.poll(&flow.pool, cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(stream::Next::Step(step)) => Poll::Ready(step),
                 Poll::Ready(stream::Next::Ended(report, last_steps)) => {
-                    self.ended(report, last_steps);
-                    Poll::Ready(self.next_last())
+                    self.ended(report, last_steps)
                 }
             },
             Stage::Over => Poll::Ready(self.next_last()),
@@ -314,7 +382,7 @@ impl State {
     }
 
     /// From the assignment to the call.
-    fn begin(&mut self, call: &Arc<Call>, pool: &Arc<Pool>) -> Step {
+    fn begin(&mut self, flow: &Flow) -> Step {
         let Stage::Assigned(assignment) = std::mem::replace(&mut self.stage, Stage::Over) else {
             return Step::End;
         };
@@ -331,39 +399,64 @@ impl State {
             worker: worker.id.clone(),
             attempt,
         };
-        let opening = Box::pin(open(pool.clone(), worker, call.clone()));
+        if let Some(journal) = flow.journal.get() {
+            journal.begin(attempt, started.clone());
+        }
+        self.started = Some(started.clone());
+        self.dispatched = Instant::now();
+        killpoint::pass("dispatched");
+        let opening = Box::pin(open(flow.pool.clone(), worker, flow.call.clone()));
         self.stage = Stage::Opening { lease, opening };
         Step::Started(started)
     }
 
     /// From the call to the answer.
-    fn opened(&mut self, call: &Arc<Call>, opened: Result<Opened, attempt::Failure>) -> Step {
+    fn opened(&mut self, flow: &Flow, opened: Result<Opened, attempt::Failure>) -> Poll<Step> {
         let Stage::Opening { lease, .. } = std::mem::replace(&mut self.stage, Stage::Over) else {
-            return Step::End;
+            return Poll::Ready(Step::End);
         };
         match opened {
             Ok(Opened::Stream(answer)) => {
-                self.stage = Stage::Streaming(Box::new(Streaming::new(lease, call, answer)));
-                Step::StreamBegins
+                let streaming = Streaming::new(lease, &flow.call, answer, flow.journal.get());
+                self.stage = Stage::Streaming(Box::new(streaming));
+                Poll::Ready(Step::StreamBegins)
             }
             Ok(Opened::Whole(whole)) => {
-                lease.end(whole.report());
-                Step::Whole(whole)
+                killpoint::pass("finish-before-commit");
+                lease.end(whole.report(self.dispatched.elapsed()));
+                Poll::Ready(Step::Whole(whole))
             }
             Err(failure) => {
-                let error = failure.error.clone();
+                self.stage = Stage::Waiting;
                 lease.end(failure.report());
-                Step::Failed(error)
+                Poll::Pending
             }
         }
     }
 
-    /// The worker's stream is over.
-    fn ended(&mut self, report: Report, last_steps: VecDeque<Step>) {
-        self.error = report.outcome.error().cloned();
+    /// The worker's stream is over. If it broke off, the brain says what follows.
+    fn ended(&mut self, report: Report, last_steps: VecDeque<Step>) -> Poll<Step> {
+        let completed = report.outcome.error().is_none();
+        let next = match completed {
+            true => Stage::Over,
+            false => Stage::Waiting,
+        };
+        if completed {
+            killpoint::pass("finish-before-commit");
+            let events = last_steps.iter().filter_map(|step| match step {
+                Step::Event(TaskEvent::Token { .. }) => None,
+                Step::Event(event) => Some(event.clone()),
+                _ => None,
+            });
+            self.ending = events.collect();
+        }
         self.last_steps = last_steps;
-        if let Stage::Streaming(stream) = std::mem::replace(&mut self.stage, Stage::Over) {
+        if let Stage::Streaming(stream) = std::mem::replace(&mut self.stage, next) {
             stream.into_lease().end(report);
+        }
+        match completed {
+            true => Poll::Ready(self.next_last()),
+            false => Poll::Pending,
         }
     }
 

@@ -9,12 +9,13 @@ use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use serde::de::IgnoredAny;
 
-use super::Step;
+use super::{Journal, Step};
 use super::attempt::{Call, Payload};
 use super::lease::Lease;
-use crate::brain::{Aftermath, Report};
+use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, TaskEvent, Usage, WorkerProtocol};
 use crate::error::{Code, Error};
+use crate::killpoint;
 use crate::relay::connection::Connection;
 use crate::relay::openai::chunk_usage;
 use crate::relay::pool::{Answer, Pool};
@@ -51,19 +52,28 @@ pub(super) struct Streaming {
     tokens: u64,
     /// Whether the first text has come, so that silence is no longer the prompt's evaluation.
     begun: bool,
-    /// The whole text, where it is kept as the job's result.
-    text: String,
+    /// Where the text goes that is kept as the job's result.
+    journal: Option<Arc<Journal>>,
     max_text_bytes: usize,
     first_token: Option<Instant>,
+    /// Whether the client has got a part of the answer.
+    relayed: bool,
     stop: Option<(StopReason, Option<String>)>,
-    /// How the job ends, once that is known.
+    /// How the attempt ends, once that is known.
     outcome: Option<Outcome>,
+    /// Who is to blame if it does not complete.
+    blame: Blame,
     /// Whether the worker fell silent, so that it needs a check before it gets more.
     suspect: bool,
 }
 
 impl Streaming {
-    pub(super) fn new(lease: Lease, call: &Arc<Call>, answer: Answer) -> Self {
+    pub(super) fn new(
+        lease: Lease,
+        call: &Arc<Call>,
+        answer: Answer,
+        journal: Option<&Arc<Journal>>,
+    ) -> Self {
         let form = match (&call.payload, lease.worker.protocol) {
             (Payload::Task(_), _) => Form::Task,
             (Payload::OpenAi { body, .. }, WorkerProtocol::OpenAi) => Form::Raw {
@@ -78,6 +88,7 @@ impl Streaming {
                 }
             }
         };
+        let journal = journal.filter(|_| matches!(form, Form::Task)).cloned();
         Streaming {
             lease,
             source: Some(answer.connection),
@@ -87,11 +98,13 @@ impl Streaming {
             usage: None,
             tokens: 0,
             begun: false,
-            text: String::new(),
+            journal,
             max_text_bytes: call.max_response_bytes,
             first_token: None,
+            relayed: false,
             stop: None,
             outcome: None,
+            blame: Blame::Worker,
             suspect: false,
         }
     }
@@ -101,7 +114,8 @@ impl Streaming {
     }
 
     /// Gives the slot back before the stream's end.
-    pub(super) fn give_back(mut self, outcome: &Outcome, aftermath: Aftermath) {
+    pub(super) fn give_back(mut self, outcome: &Outcome, blame: Blame, aftermath: Aftermath) {
+        self.blame = blame;
         let report = self.report(outcome.clone());
         self.lease.end_early(Report {
             aftermath,
@@ -130,6 +144,8 @@ impl Streaming {
                 return Poll::Ready(self.ended(outcome));
             }
             if let Some(step) = self.ready.pop_front() {
+                self.relayed = true;
+                killpoint::pass("mid-stream");
                 return Poll::Ready(Next::Step(step));
             }
             let Some(source) = &mut self.source else {
@@ -195,7 +211,9 @@ impl Streaming {
             && memmem::find(&block, b"\"usage\"").is_none()
             && memmem::find(&block, b"\"error\"").is_none()
             && std::str::from_utf8(&block).is_ok();
-        self.begun |= !self.begun && has_text(&block);
+        if !self.begun && has_text(&block) {
+            self.begin();
+        }
         if plain {
             self.tokens += events;
             self.ready.push_back(Step::Data(block));
@@ -269,35 +287,48 @@ impl Streaming {
         }
     }
 
-    fn put_text(&mut self, text: String) {
+    fn begin(&mut self) {
         self.begun = true;
         self.first_token.get_or_insert_with(Instant::now);
+    }
+
+    fn put_text(&mut self, text: String) {
+        self.begin();
+        if let Some(error) = self.keep(&text) {
+            return self.fail(error);
+        }
         let step = match &self.form {
             Form::Completion { writer, .. } => Step::Data(sse::encode(
                 writer.chunk(&text, None).to_string().as_bytes(),
             )),
-            _ => {
-                self.text.push_str(&text);
-                if self.text.len() > self.max_text_bytes {
-                    return self.fail(Error::new(
-                        Code::UpstreamInvalid,
-                        "the worker's answer is longer than limits.max_response_bytes",
-                    ));
-                }
-                Step::Event(TaskEvent::Token {
-                    text,
-                    index: self.tokens,
-                })
-            }
+            _ => Step::Event(TaskEvent::Token {
+                text,
+                index: self.tokens,
+            }),
         };
         self.tokens += 1;
         self.ready.push_back(step);
     }
 
+    /// Keeps the text as a part of the result; says why it can't be.
+    fn keep(&mut self, text: &str) -> Option<Error> {
+        let journal = self.journal.as_ref()?;
+        if journal.text_len() + text.len() > self.max_text_bytes {
+            self.blame = Blame::Request;
+            return Some(Error::new(
+                Code::UpstreamInvalid,
+                "the worker's answer is longer than limits.max_response_bytes",
+            ));
+        }
+        let error = journal.add(text).err()?;
+        self.blame = Blame::Load(None);
+        Some(error)
+    }
+
     /// The worker has said everything.
     fn complete(&mut self) {
         let usage = self.usage();
-        let (reason, matched) = self.stop.take().unwrap_or((StopReason::Eos, None));
+        let (reason, matched) = self.stop.clone().unwrap_or((StopReason::Eos, None));
         match &self.form {
             Form::Completion {
                 writer,
@@ -341,10 +372,15 @@ impl Streaming {
 
     fn report(&mut self, outcome: Outcome) -> Report {
         let complete = matches!(outcome, Outcome::Complete);
-        let keeps_text = complete && matches!(self.form, Form::Task);
+        let journal = self.journal.as_ref().filter(|_| complete);
+        let took = self.first_token.map(|at| at.elapsed());
         Report {
             usage: Some(self.usage()),
-            result: keeps_text.then(|| std::mem::take(&mut self.text)),
+            result: journal.map(|journal| journal.text()),
+            stop: self.stop.as_ref().map(|(reason, _)| *reason),
+            inference: took.unwrap_or_default(),
+            relayed: self.relayed,
+            blame: self.blame,
             aftermath: if self.suspect {
                 Aftermath::Suspect
             } else {

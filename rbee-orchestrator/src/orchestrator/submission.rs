@@ -1,0 +1,235 @@
+//! From a request to a job: what is recorded of it, what is kept of it, what the brain is told.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::Orchestrator;
+use crate::brain::JobRequest;
+use crate::domain::{
+    JobId, JobKind, JobRecord, JobState, ModelRef, RequestHash, RequestOptions, TaskInput,
+    TaskRequest, Times, UnixMillis,
+};
+use crate::error::{Error, Result};
+use crate::router::{Call, Payload};
+
+/// Bytes of a text for each token, when nobody has counted: low, so that limits hold.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Tokens of an answer whose request does not bound it.
+const UNBOUNDED_ANSWER: u64 = 512;
+
+const LONGEST_KEY: usize = 255;
+
+/// What the store keeps of a task that is to run in another life of the queen.
+#[derive(Serialize, Deserialize)]
+struct StoredTask {
+    task: TaskRequest,
+}
+
+/// A job that has not been taken in.
+pub(super) struct Draft {
+    pub(super) record: JobRecord,
+    pub(super) call: Call,
+    pub(super) request: Box<JobRequest>,
+    /// What is kept of it, where that is wanted.
+    pub(super) stored: Option<Vec<u8>>,
+}
+
+/// What a draft is made of.
+pub(super) struct Wish {
+    pub(super) kind: JobKind,
+    pub(super) model: String,
+    pub(super) options: RequestOptions,
+    pub(super) openai_only: bool,
+    pub(super) payload: Payload,
+    pub(super) asynchronous: bool,
+}
+
+impl Orchestrator {
+    /// Reads a wish into a job.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`.
+    pub(super) fn draft(&self, wish: Wish) -> Result<Draft> {
+        let driver = &self.driver;
+        let Wish {
+            kind,
+            model,
+            options,
+            openai_only,
+            payload,
+            asynchronous,
+        } = wish;
+        let timeouts = &driver.config.timeouts;
+        let total_timeout = bounded(options.total_timeout, timeouts.total, timeouts.total_max)?;
+        if let Some(key) = &options.idempotency_key {
+            check_key(key)?;
+        }
+        let (id, at) = (JobId::mint(), UnixMillis::now());
+        let kept = asynchronous || driver.config.privacy.store_prompts;
+        let (hash, bytes, stored) = digest(&payload, kept)?;
+        let correlation_id = options.correlation_id.unwrap_or_else(|| id.to_string());
+        let tokens = bytes / BYTES_PER_TOKEN + most_tokens(&payload);
+        let record = JobRecord {
+            id,
+            kind,
+            model: ModelRef::from_name(&model)?,
+            priority: options.priority,
+            asynchronous,
+            tenant: options.tenant.clone(),
+            session: options.session.clone(),
+            idempotency_key: options.idempotency_key,
+            request_hash: Some(hash),
+            owner: driver.owner,
+            state: JobState::Queued,
+            attempt: 0,
+            placed: None,
+            submitted_at: at,
+            started_at: None,
+            not_before: None,
+            ended_at: None,
+            usage: None,
+            times: Times::default(),
+            stop: None,
+            error_code: None,
+            error_message: None,
+            result: None,
+            correlation_id: correlation_id.clone(),
+        };
+        let call = Call {
+            job: id,
+            kind,
+            payload,
+            asynchronous,
+            correlation_id,
+            deadline: options.deadline,
+            submitted_at: at,
+            hive_authorization: Some(self.hive_authorization.clone()),
+            max_response_bytes: driver.config.limits.max_response_bytes,
+            max_event_bytes: driver.config.limits.max_event_bytes,
+        };
+        let default_queue_timeout = match asynchronous {
+            true => Duration::MAX,
+            false => driver.config.queue.timeout,
+        };
+        let request = JobRequest {
+            id,
+            kind,
+            model,
+            constraints: options.constraints,
+            openai_only,
+            priority: options.priority,
+            tenant: options.tenant,
+            session: options.session,
+            total_timeout,
+            queue_timeout: options.queue_timeout.unwrap_or(default_queue_timeout),
+            deadline: options.deadline,
+            asynchronous,
+            attempts: 0,
+            submitted_at: at,
+            not_before: None,
+            bytes,
+            tokens,
+        };
+        Ok(Draft {
+            record,
+            call,
+            request: Box::new(request),
+            stored,
+        })
+    }
+
+    /// Reads a task into a job.
+    pub(super) fn draft_task(&self, task: TaskRequest, asynchronous: bool) -> Result<Draft> {
+        let task = task.check()?;
+        self.draft(Wish {
+            kind: JobKind::Task,
+            model: task.model.clone(),
+            options: task.options.clone(),
+            openai_only: matches!(task.input, TaskInput::Messages(_)),
+            payload: Payload::Task(Box::new(task)),
+            asynchronous,
+        })
+    }
+
+    /// Reads what an earlier life kept back into a job.
+    pub(super) fn draft_again(&self, record: &JobRecord, stored: &[u8]) -> Result<Draft> {
+        let stored: StoredTask = serde_json::from_slice(stored).map_err(|error| {
+            Error::internal(format!("the stored request can't be read: {error}"))
+        })?;
+        let mut draft = self.draft_task(stored.task, true)?;
+        draft.request.id = record.id;
+        draft.request.attempts = record.attempt;
+        draft.request.submitted_at = record.submitted_at;
+        draft.request.not_before = record.not_before;
+        draft.call.job = record.id;
+        draft.call.submitted_at = record.submitted_at;
+        draft.call.correlation_id.clone_from(&record.correlation_id);
+        Ok(draft)
+    }
+}
+
+impl Draft {
+    /// Whether it must be on disk before it is acknowledged.
+    pub(super) fn is_durable(&self) -> bool {
+        self.record.asynchronous || self.record.idempotency_key.is_some()
+    }
+}
+
+/// A request's digest, its size in bytes, and, where it is kept, what is kept.
+fn digest(payload: &Payload, kept: bool) -> Result<(RequestHash, u64, Option<Vec<u8>>)> {
+    match payload {
+        Payload::OpenAi { body, .. } => {
+            let bytes = body.bytes();
+            let stored = kept.then(|| bytes.to_vec());
+            Ok((hash(bytes), bytes.len() as u64, stored))
+        }
+        Payload::Task(task) => {
+            // What names the attempt to submit it, and not the task, must not tell two apart.
+            let mut task = (**task).clone();
+            task.options.idempotency_key = None;
+            task.options.correlation_id = None;
+            let bytes = serde_json::to_vec(&StoredTask { task })
+                .map_err(|error| Error::internal(format!("a task can't be written: {error}")))?;
+            Ok((hash(&bytes), bytes.len() as u64, kept.then_some(bytes)))
+        }
+    }
+}
+
+fn hash(bytes: &[u8]) -> RequestHash {
+    RequestHash(Sha256::digest(bytes).into())
+}
+
+/// How many tokens the answer will have at most, as far as the request says.
+fn most_tokens(payload: &Payload) -> u64 {
+    match payload {
+        Payload::Task(task) => task.sampling.max_tokens.map_or(UNBOUNDED_ANSWER, u64::from),
+        Payload::OpenAi { body, .. } => body.max_tokens.unwrap_or(UNBOUNDED_ANSWER),
+    }
+}
+
+/// A time-out as asked for, if it is one that may be asked for.
+fn bounded(asked: Option<Duration>, default: Duration, most: Duration) -> Result<Duration> {
+    let timeout = asked.unwrap_or(default);
+    if timeout.is_zero() {
+        return Err(Error::invalid("timeout_ms must be at least 1").param("timeout_ms"));
+    }
+    if timeout > most {
+        let message = format!("timeout_ms may be at most {}", most.as_millis());
+        return Err(Error::invalid(message).param("timeout_ms"));
+    }
+    Ok(timeout)
+}
+
+fn check_key(key: &str) -> Result<()> {
+    let fits = (1..=LONGEST_KEY).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+    if fits {
+        return Ok(());
+    }
+    let message = format!(
+        "idempotency_key must be 1 to {LONGEST_KEY} visible ASCII characters without blanks"
+    );
+    Err(Error::invalid(message).param("idempotency_key"))
+}

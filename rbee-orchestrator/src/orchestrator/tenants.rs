@@ -1,0 +1,108 @@
+//! Tenants: who is known, and what they used.
+
+use super::Orchestrator;
+use crate::config::Config;
+use crate::domain::{Tenant, TenantId, UnixMillis, UsageFilter, UsageRow};
+use crate::error::{Code, Error, Result};
+use crate::store::Store;
+
+/// What the brain is told about tenants when it begins.
+pub(super) struct Known {
+    pub(super) stored: Vec<Tenant>,
+    pub(super) used_today: Vec<(TenantId, u64)>,
+}
+
+/// Reads what is known.
+pub(super) async fn known(store: &dyn Store) -> Result<Known> {
+    let today = UsageFilter {
+        since_day: Some(UnixMillis::now().day()),
+        ..UsageFilter::default()
+    };
+    let rows = store.usage(&today).await?;
+    let used = |row: UsageRow| {
+        let tokens = row.tokens_in.saturating_add(row.tokens_out);
+        (row.tenant, tokens)
+    };
+    Ok(Known {
+        stored: store.tenants().await?,
+        used_today: rows.into_iter().map(used).collect(),
+    })
+}
+
+/// The tenants of the configuration.
+fn configured(config: &Config) -> impl Iterator<Item = Tenant> {
+    config.tenants.iter().filter_map(|(name, limits)| {
+        let id = TenantId::new(name).ok()?;
+        let limits = limits.clone();
+        Some(Tenant { id, limits })
+    })
+}
+
+impl Orchestrator {
+    /// All tenants, by name: those of the configuration, and beside them those of the store.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn tenants(&self) -> Result<Vec<Tenant>> {
+        let mut all: Vec<Tenant> = configured(&self.driver.config).collect();
+        let stored = self.driver.store.tenants().await?;
+        for tenant in stored {
+            if !all.iter().any(|known| known.id == tenant.id) {
+                all.push(tenant);
+            }
+        }
+        all.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        Ok(all)
+    }
+
+    /// Makes a tenant known, in place of an older one of its name; durable when it returns.
+    ///
+    /// # Errors
+    /// `CONFLICT` when the configuration has one of that name, `INVALID_REQUEST`, `STORE_FAILED`.
+    pub async fn put_tenant(&self, tenant: Tenant) -> Result<()> {
+        self.check_is_stored(&tenant.id)?;
+        if tenant.limits.weight == 0 {
+            return Err(Error::invalid("weight must be at least 1").param("weight"));
+        }
+        self.driver.store.put_tenant(tenant).await?;
+        self.tell_tenants().await
+    }
+
+    /// Forgets a tenant; what it has open goes on.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `CONFLICT` when it is of the configuration, `STORE_FAILED`.
+    pub async fn remove_tenant(&self, id: &TenantId) -> Result<()> {
+        self.check_is_stored(id)?;
+        if !self.driver.store.remove_tenant(id).await? {
+            let message = format!("there is no tenant {id}");
+            return Err(Error::new(Code::NotFound, message).param("tenant_id"));
+        }
+        self.tell_tenants().await
+    }
+
+    /// What was used, by day, tenant and model.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
+        self.driver.store.usage(filter).await
+    }
+
+    fn check_is_stored(&self, id: &TenantId) -> Result<()> {
+        if !self.driver.config.tenants.contains_key(id.as_str()) {
+            return Ok(());
+        }
+        let message = format!(
+            "tenant {id} is in the configuration file, which wins: change it there and restart"
+        );
+        Err(Error::new(Code::Conflict, message))
+    }
+
+    async fn tell_tenants(&self) -> Result<()> {
+        let Known { stored, used_today } = known(self.driver.store.as_ref()).await?;
+        self.driver
+            .decide(|brain, now, out| brain.set_tenants(now, stored, &used_today, out));
+        Ok(())
+    }
+}
