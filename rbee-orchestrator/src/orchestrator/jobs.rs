@@ -134,7 +134,10 @@ impl Orchestrator {
             result: None,
             correlation_id: correlation_id.clone(),
         };
-        driver.store.record(JobChange::Submitted(Box::new(record)));
+        driver.store.record(JobChange::Submitted {
+            record: Box::new(record),
+            request: None,
+        });
         let call = Call {
             job: id,
             kind,

@@ -125,10 +125,11 @@ impl Builder {
             .store
             .unwrap_or_else(|| Arc::new(MemoryStore::default()));
         let owner = Uuid::new_v4();
-        let interrupted = store.recover(owner, UnixMillis::now()).await?;
-        if interrupted > 0 {
+        let attempts = self.config.retry.attempts_async;
+        let recovered = store.recover(owner, UnixMillis::now(), attempts).await?;
+        if recovered.interrupted > 0 {
             tracing::warn!(
-                jobs = interrupted,
+                jobs = recovered.interrupted,
                 "jobs that an earlier life left were ended"
             );
         }
