@@ -23,6 +23,31 @@ pub enum StopReason {
     StopSequence,
 }
 
+impl StopReason {
+    /// Every reason.
+    pub const ALL: [StopReason; 3] = [
+        StopReason::Eos,
+        StopReason::MaxTokens,
+        StopReason::StopSequence,
+    ];
+
+    /// The reason's name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StopReason::Eos => "EOS",
+            StopReason::MaxTokens => "MAX_TOKENS",
+            StopReason::StopSequence => "STOP_SEQUENCE",
+        }
+    }
+
+    /// Reads a name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
 /// A place in a task's events, `{attempt}.{offset}` on the wire: behind so many bytes of the
 /// attempt's text. Attempt 0 is before the first dispatch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::UnixMillis;
 use crate::error::{Error, Result};
 
 fn check(what: &str, text: &str, longest: usize) -> Result<()> {
@@ -134,6 +135,16 @@ impl JobId {
         Self(Uuid::now_v7())
     }
 
+    /// The bound between the ids that were made before that time and those since.
+    #[must_use]
+    pub fn bound(at: UnixMillis) -> Self {
+        const LAST: i64 = (1 << 48) - 1;
+        // The first 48 bits of a version 7 UUID are its time, see RFC 9562.
+        Self(Uuid::from_u128(
+            u128::from(at.0.clamp(0, LAST).cast_unsigned()) << 80,
+        ))
+    }
+
     /// Reads an id; `None` if it is not a UUID.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -184,5 +195,15 @@ mod tests {
         let ids: Vec<JobId> = (0..1000).map(|_| JobId::mint()).collect();
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(JobId::parse(&ids[0].to_string()), Some(ids[0]));
+    }
+
+    #[test]
+    fn a_bound_parts_the_ids_of_two_milliseconds() {
+        let at = UnixMillis::now();
+        let minute = std::time::Duration::from_secs(60);
+        assert!(JobId::mint() < JobId::bound(at + minute));
+        assert!(JobId::bound(at) <= JobId::mint());
+        assert_eq!(JobId::bound(UnixMillis(-1)), JobId(Uuid::nil()));
+        assert!(JobId::bound(UnixMillis(i64::MAX)) > JobId::mint());
     }
 }

@@ -52,10 +52,30 @@ impl UnixMillis {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// So long before.
+    #[must_use]
+    pub fn before(self, time: Duration) -> Self {
+        let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        UnixMillis(self.0.saturating_sub(millis))
+    }
+
     /// Days since 1970-01-01, UTC.
     #[must_use]
     pub fn day(self) -> i64 {
         self.0.div_euclid(24 * 60 * 60 * 1000)
+    }
+
+    /// The midnight at which a day begins, UTC.
+    #[must_use]
+    pub fn of_day(day: i64) -> Self {
+        UnixMillis(day.saturating_mul(24 * 60 * 60 * 1000))
+    }
+
+    /// The date in UTC, as ISO 8601 writes it.
+    #[must_use]
+    pub fn date(self) -> String {
+        let text = self.to_string();
+        text.split('T').next().unwrap_or_default().to_owned()
     }
 
     /// Whole seconds since 1970.

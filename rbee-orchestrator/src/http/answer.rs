@@ -1,5 +1,7 @@
 //! Answers: JSON and errors.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
@@ -25,6 +27,11 @@ pub(super) fn whole(status: StatusCode, kind: HeaderValue, bytes: Bytes) -> Resp
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+/// A duration as the wire has it.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// 200 with a JSON answer.

@@ -6,13 +6,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::Stream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::answer::error_object;
 use super::events;
+use crate::domain::JobId;
 use crate::error::Error;
-use crate::orchestrator::{RawReply, TaskStream};
+use crate::orchestrator::{RawReply, TaskEvents, TaskStream};
 use crate::relay::sse;
 
 /// A comment that keeps a connection alive.
@@ -27,6 +29,7 @@ enum Kind {
     Full(Option<Bytes>),
     Raw(Box<RawBody>),
     Task(Box<TaskBody>),
+    Events(Box<EventsBody>),
 }
 
 impl Body {
@@ -51,6 +54,15 @@ impl Body {
             flushed: true,
         })))
     }
+
+    pub(super) fn events(job: JobId, events: TaskEvents, keep_alive: Duration) -> Self {
+        Body(Kind::Events(Box::new(EventsBody {
+            job,
+            events,
+            heart: Heart::new(keep_alive),
+            over: false,
+        })))
+    }
 }
 
 impl HttpBody for Body {
@@ -65,6 +77,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => Poll::Ready(bytes.take()),
             Kind::Raw(raw) => raw.poll_next(cx),
             Kind::Task(task) => task.poll_next(cx),
+            Kind::Events(events) => events.poll_next(cx),
         };
         next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -203,7 +216,7 @@ impl TaskBody {
             Phase::Waiting | Phase::Flowing => {}
         }
         let job = self.stream.job();
-        match futures_core::Stream::poll_next(Pin::new(&mut self.stream), cx) {
+        match Pin::new(&mut self.stream).poll_next(cx) {
             Poll::Ready(Some(event)) => {
                 if event.is_terminal() {
                     self.phase = Phase::Closing;
@@ -219,6 +232,36 @@ impl TaskBody {
             }
             Poll::Pending if self.phase == Phase::Waiting => self.heart.poll_beat(cx).map(Some),
             Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// A task's events, with their ids, for one of those who follow it.
+#[derive(Debug)]
+struct EventsBody {
+    job: JobId,
+    events: TaskEvents,
+    heart: Heart,
+    over: bool,
+}
+
+impl EventsBody {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.events).poll_next(cx) {
+            Poll::Ready(Some((id, event))) => {
+                self.heart.stop();
+                Poll::Ready(Some(events::encode_with_id(self.job, id, &event)))
+            }
+            Poll::Ready(None) => {
+                self.over = true;
+                // Without the mark of the end its reader knows that there is more to come for.
+                let complete = self.events.is_complete();
+                Poll::Ready(complete.then(|| Bytes::from_static(sse::DONE)))
+            }
+            Poll::Pending => self.heart.poll_beat(cx).map(Some),
         }
     }
 }

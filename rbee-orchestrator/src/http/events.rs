@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::domain::{Attempt, JobId, ModelRef, StopReason, TaskEvent, UnixMillis, WorkerId};
+use super::answer;
+use crate::domain::{Attempt, EventId, JobId, ModelRef, StopReason, TaskEvent, UnixMillis, WorkerId};
 use crate::relay::sse;
 
 #[derive(Serialize)]
@@ -12,6 +13,8 @@ enum WireEvent<'a> {
     Queued {
         job_id: JobId,
         position: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        estimated_wait_ms: Option<u64>,
     },
     Narration {
         actor: &'a str,
@@ -49,12 +52,12 @@ enum WireEvent<'a> {
     },
 }
 
-/// One event as a server-sent event.
-pub(super) fn encode(job_id: JobId, event: &TaskEvent) -> Bytes {
+fn json(job_id: JobId, event: &TaskEvent) -> Vec<u8> {
     let wire = match event {
-        TaskEvent::Queued { position } => WireEvent::Queued {
+        TaskEvent::Queued { position, wait } => WireEvent::Queued {
             job_id,
             position: *position,
+            estimated_wait_ms: wait.map(answer::millis),
         },
         TaskEvent::Narration(told) => WireEvent::Narration {
             actor: told.actor,
@@ -97,9 +100,20 @@ pub(super) fn encode(job_id: JobId, event: &TaskEvent) -> Bytes {
         TaskEvent::Error { error, .. } => WireEvent::Error {
             code: error.code.as_str(),
             message: &error.message,
-            retry_after_ms: error.retry_after.map(|after| after.as_millis() as u64),
+            retry_after_ms: error.retry_after.map(answer::millis),
         },
     };
-    let json = serde_json::to_vec(&wire).expect("an event is plain data");
-    sse::encode(&json)
+    serde_json::to_vec(&wire).expect("an event is plain data")
+}
+
+/// One event as a server-sent event.
+pub(super) fn encode(job_id: JobId, event: &TaskEvent) -> Bytes {
+    sse::encode(&json(job_id, event))
+}
+
+/// The same with its id, for those who may come back to it.
+pub(super) fn encode_with_id(job_id: JobId, id: EventId, event: &TaskEvent) -> Bytes {
+    let mut out = format!("id: {id}\n").into_bytes();
+    out.extend_from_slice(&encode(job_id, event));
+    out.into()
 }

@@ -26,6 +26,7 @@ mod options;
 mod read;
 mod routes;
 mod tasks;
+mod tenants;
 mod workers;
 
 use std::sync::Arc;

@@ -37,6 +37,9 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
     if let Some(session) = text(headers, "x-session-id")? {
         options.session = Some(SessionId::new(session)?);
     }
+    if let Some(key) = text(headers, "idempotency-key")? {
+        options.idempotency_key = Some(key.to_owned());
+    }
     if let Some(timeout) = text(headers, "x-request-timeout-ms")? {
         let ms: u64 = timeout.parse().map_err(|_| {
             Error::invalid(format!(
@@ -60,6 +63,15 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
         options.deadline = Some(at);
     }
     Ok(options)
+}
+
+/// Whether the caller prefers an answer before the work is done (RFC 7240).
+pub(super) fn prefers_async(headers: &HeaderMap) -> bool {
+    let values = headers.get_all("prefer").iter();
+    let mut preferences = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split([',', ';']));
+    preferences.any(|name| name.trim().eq_ignore_ascii_case("respond-async"))
 }
 
 /// A queue class by name.

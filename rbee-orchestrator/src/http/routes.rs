@@ -6,7 +6,7 @@ use http_body::Body as HttpBody;
 use matchit::Router;
 
 use super::body::Body;
-use super::{Context, METHODS, answer, fleet, hives, openai, tasks, workers};
+use super::{Context, METHODS, answer, fleet, hives, openai, tasks, tenants, workers};
 use crate::domain::JobKind;
 use crate::error::{Code, Error};
 
@@ -17,6 +17,12 @@ pub(super) enum Route {
     SubmitTask,
     ListTasks,
     GetTask,
+    CancelTask,
+    TaskEvents,
+    Usage,
+    ListTenants,
+    AddTenant,
+    RemoveTenant,
     Chat,
     Completions,
     Embeddings,
@@ -37,21 +43,23 @@ pub(super) enum Route {
     NotYet(&'static str),
 }
 
-const CANCEL: &str = "cancelling a task by its id; close its connection instead";
-const EVENTS: &str = "following a task's events from another connection";
 const DOWNLOAD: &str =
     "downloading models through the queen; put the file into the hive's models folder";
 const LOGS: &str = "reading a hive's logs through the queen; ask the hive's own GET /v1/logs";
 
 /// Method, path, endpoint; in the order of the documentation.
-const TABLE: [(Method, &str, Route); 26] = [
+const TABLE: [(Method, &str, Route); 30] = [
     (Method::GET, "/health", Route::Health),
     (Method::POST, "/v2/tasks", Route::SubmitTask),
     (Method::GET, "/v2/tasks", Route::ListTasks),
     (Method::GET, "/v2/tasks/{id}", Route::GetTask),
-    (Method::DELETE, "/v2/tasks/{id}", Route::NotYet(CANCEL)),
-    (Method::POST, "/v2/tasks/{id}/cancel", Route::NotYet(CANCEL)),
-    (Method::GET, "/v2/tasks/{id}/events", Route::NotYet(EVENTS)),
+    (Method::DELETE, "/v2/tasks/{id}", Route::CancelTask),
+    (Method::POST, "/v2/tasks/{id}/cancel", Route::CancelTask),
+    (Method::GET, "/v2/tasks/{id}/events", Route::TaskEvents),
+    (Method::GET, "/v2/usage", Route::Usage),
+    (Method::GET, "/v2/tenants/list", Route::ListTenants),
+    (Method::POST, "/v2/tenants/add", Route::AddTenant),
+    (Method::POST, "/v2/tenants/remove", Route::RemoveTenant),
     (Method::POST, "/v1/chat/completions", Route::Chat),
     (Method::POST, "/v1/completions", Route::Completions),
     (Method::POST, "/v1/embeddings", Route::Embeddings),
@@ -165,6 +173,12 @@ impl Route {
             Route::SubmitTask => tasks::submit(context, body).await,
             Route::ListTasks => tasks::list(context).await,
             Route::GetTask => tasks::get(context).await,
+            Route::CancelTask => tasks::cancel(context).await,
+            Route::TaskEvents => tasks::events(context).await,
+            Route::Usage => tenants::usage(context).await,
+            Route::ListTenants => tenants::list(context).await,
+            Route::AddTenant => tenants::add(context, body).await,
+            Route::RemoveTenant => tenants::remove(context, body).await,
             Route::OpenAiModels => openai::models(context).await,
             Route::OpenAiModel => openai::model(context).await,
             Route::ListHives => Ok(hives::list(context)),

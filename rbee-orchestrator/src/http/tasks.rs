@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response};
+use http::header::LOCATION;
+use http::{HeaderValue, Response, StatusCode};
 use http_body::Body as HttpBody;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use super::body::Body;
 use super::openai::event_stream;
 use super::{Context, answer, options, read};
 use crate::domain::{
-    Constraints, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority, Sampling,
+    Constraints, EventId, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority, Sampling,
     SessionId, TaskInput, TaskRequest, TenantId,
 };
 use crate::error::{Code, Error, Result};
@@ -50,14 +51,13 @@ where
     B::Error: std::fmt::Display,
 {
     let asked: Submission = read::json(context, body).await?;
-    refuse_what_is_not_there_yet(context, &asked)?;
     let streams = asked.stream.unwrap_or(true);
     let task = task(context, asked)?;
-    if task.options.priority == Priority::Batch {
-        return Err(not_yet("priority \"batch\" for tasks", "leave it out"));
+    if task.options.priority == Priority::Batch || options::prefers_async(&context.headers) {
+        return accept(context, task).await;
     }
     let stream = context.orchestrator.submit(task).await?;
-    let job = HeaderValue::try_from(stream.job().to_string()).expect("a UUID is ASCII");
+    let job = stream.job();
     let mut response = match streams {
         true => {
             let keep_alive = context.orchestrator.config().timeouts.keep_alive;
@@ -65,31 +65,34 @@ where
         }
         false => finished(context, stream).await?,
     };
-    response.headers_mut().insert("x-job-id", job);
+    response.headers_mut().insert("x-job-id", header(job));
     Ok(response)
 }
 
-fn refuse_what_is_not_there_yet(context: &Context<'_>, asked: &Submission) -> Result<()> {
-    let mut preferred = context
-        .headers
-        .get_all("prefer")
-        .iter()
-        .filter_map(|v| v.to_str().ok());
-    if preferred.any(|value| value.to_ascii_lowercase().contains("respond-async")) {
-        return Err(not_yet(
-            "Prefer: respond-async",
-            "keep the connection open instead",
-        ));
-    }
-    if asked.idempotency_key.is_some() || context.headers.contains_key("idempotency-key") {
-        return Err(not_yet("idempotency keys", "leave the key out"));
-    }
-    Ok(())
+fn header(text: impl ToString) -> HeaderValue {
+    HeaderValue::try_from(text.to_string()).expect("ids and our own paths are ASCII")
 }
 
-fn not_yet(what: &str, cure: &str) -> Error {
-    let message = format!("this version does not have {what} yet; {cure}");
-    Error::new(Code::NotImplemented, message)
+/// 202: the task is on disk, and goes on without its submitter.
+async fn accept(context: &Context<'_>, task: TaskRequest) -> Result<Response<Body>> {
+    let record = context.orchestrator.enqueue(task).await?;
+    let job = record.id;
+    let place = context.orchestrator.queue_place(job);
+    let body = json!({
+        "job_id": job,
+        "status": record.state,
+        "queue_position": place.map(|place| place.position),
+        "estimated_wait_ms": place.and_then(|place| place.wait).map(answer::millis),
+        "events_url": format!("/v2/tasks/{job}/events"),
+    });
+    let mut response = answer::json(StatusCode::ACCEPTED, &body);
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, header(format!("/v2/tasks/{job}")));
+    headers.insert("x-job-id", header(job));
+    if options::prefers_async(&context.headers) {
+        headers.insert("preference-applied", header("respond-async"));
+    }
+    Ok(response)
 }
 
 fn task(context: &Context<'_>, asked: Submission) -> Result<TaskRequest> {
@@ -120,6 +123,9 @@ fn task(context: &Context<'_>, asked: Submission) -> Result<TaskRequest> {
     }
     if let Some(ms) = asked.timeout_ms {
         options.total_timeout = Some(Duration::from_millis(ms));
+    }
+    if let Some(key) = asked.idempotency_key {
+        options.idempotency_key = Some(key);
     }
     options.queue_timeout = asked.queue_timeout_ms.map(Duration::from_millis);
     options.constraints = Constraints {
@@ -156,19 +162,47 @@ async fn finished(
         return Ok(answer::error(&error, false, context.correlation_id));
     }
     let record = context.orchestrator.task(stream.job()).await?;
-    Ok(answer::ok(&object(&record, true)))
+    Ok(answer::ok(&whole(context, &record)))
+}
+
+fn job_id(context: &Context<'_>) -> Result<JobId> {
+    JobId::parse(context.id).ok_or_else(|| {
+        let shown: String = context.id.chars().take(80).collect();
+        Error::new(Code::TaskNotFound, format!("there is no task {shown:?}"))
+    })
 }
 
 /// `GET /v2/tasks/{id}`.
 pub(super) async fn get(context: &Context<'_>) -> Result<Response<Body>> {
-    let id = JobId::parse(context.id).ok_or_else(|| {
-        let shown: String = context.id.chars().take(80).collect();
-        Error::new(Code::TaskNotFound, format!("there is no task {shown:?}"))
-    })?;
-    Ok(answer::ok(&object(
-        &context.orchestrator.task(id).await?,
-        true,
-    )))
+    let record = context.orchestrator.task(job_id(context)?).await?;
+    Ok(answer::ok(&whole(context, &record)))
+}
+
+/// `DELETE /v2/tasks/{id}`, `POST /v2/tasks/{id}/cancel`.
+pub(super) async fn cancel(context: &Context<'_>) -> Result<Response<Body>> {
+    let record = context.orchestrator.cancel(job_id(context)?).await?;
+    let (status, state) = match record.state.is_ended() {
+        true => (StatusCode::OK, record.state.as_str()),
+        false => (StatusCode::ACCEPTED, "cancelling"),
+    };
+    Ok(answer::json(
+        status,
+        &json!({"job_id": record.id, "state": state}),
+    ))
+}
+
+/// `GET /v2/tasks/{id}/events`.
+pub(super) async fn events(context: &Context<'_>) -> Result<Response<Body>> {
+    let job = job_id(context)?;
+    let after = context.headers.get("last-event-id");
+    let after = after.map(|id| id.to_str().unwrap_or_default().trim());
+    let after = after.filter(|id| !id.is_empty()).map(str::parse);
+    let after: Option<EventId> = after
+        .transpose()
+        .map_err(|error: Error| error.param("last-event-id"))?;
+    let events = context.orchestrator.events(job, after).await?;
+    let keep_alive = context.orchestrator.config().timeouts.keep_alive;
+    Ok(event_stream(Body::events(job, events, keep_alive)))
 }
 
 /// `GET /v2/tasks`.
@@ -204,27 +238,41 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>> {
         .orchestrator
         .tasks(&filter, limit, after.as_deref())
         .await?;
-    let tasks: Vec<Value> = page.jobs.iter().map(|job| object(job, false)).collect();
+    let tasks: Vec<Value> = page.jobs.iter().map(object).collect();
     Ok(answer::ok(&json!({"tasks": tasks, "next": page.next})))
 }
 
-/// A task as clients see it; the text only where one task is asked for.
-fn object(job: &JobRecord, with_result: bool) -> Value {
+/// A task as clients see it where it alone is asked for.
+fn whole(context: &Context<'_>, job: &JobRecord) -> Value {
+    let mut whole = object(job);
+    let place = context.orchestrator.queue_place(job.id);
+    whole["result"] = job.result.clone().into();
+    whole["queue_position"] = place.map(|place| place.position).into();
+    let wait = place.and_then(|place| place.wait);
+    whole["estimated_wait_ms"] = wait.map(answer::millis).into();
+    whole
+}
+
+/// A task as clients see it in a list: without its text.
+fn object(job: &JobRecord) -> Value {
     let placed = job.placed.as_ref();
     let error = job
         .error_code
         .as_ref()
         .map(|code| json!({"code": code, "message": job.error_message}));
-    let mut object = json!({
+    json!({
         "job_id": job.id,
         "kind": job.kind,
         "state": job.state,
         "model": job.model,
         "priority": job.priority,
+        "asynchronous": job.asynchronous,
         "tenant_id": job.tenant,
         "session_id": job.session,
+        "idempotency_key": job.idempotency_key,
         "submitted_at": job.submitted_at,
         "started_at": job.started_at,
+        "not_before": job.not_before,
         "ended_at": job.ended_at,
         "attempts": job.attempt,
         "worker_id": placed.map(|placed| &placed.worker),
@@ -233,11 +281,10 @@ fn object(job: &JobRecord, with_result: bool) -> Value {
         "tokens_in": job.usage.map(|usage| usage.tokens_in),
         "tokens_out": job.usage.map(|usage| usage.tokens_out),
         "usage_estimated": job.usage.map(|usage| usage.estimated),
+        "inference_ms": job.times.inference_ms,
+        "slot_ms": job.times.slot_ms,
+        "stop_reason": job.stop,
         "error": error,
         "correlation_id": job.correlation_id,
-    });
-    if with_result {
-        object["result"] = job.result.clone().into();
-    }
-    object
+    })
 }

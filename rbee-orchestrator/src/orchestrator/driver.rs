@@ -25,7 +25,7 @@ use crate::domain::{
 use crate::error::{Error, Result};
 use crate::relay::pool::Pool;
 use crate::router::{
-    Assignment, Call, Flow, FlowParts, Inbox, Lease, Notice, Patience, Step, TextBudget, Ticks,
+    Assignment, Call, Flow, FlowParts, Inbox, Journal, Lease, Notice, Patience, Step, TextBudget, Ticks,
 };
 use crate::store::{JobChange, Store};
 
@@ -190,11 +190,12 @@ impl Driver {
         Arc::new(Flow::new(call, self.pool.clone(), self.flow_parts.clone()))
     }
 
-    /// The flow of a job that has not ended, or whose ending is on its way to the disk.
-    pub(super) fn flow(&self, job: JobId) -> Option<Arc<Flow>> {
+    /// What a job tells that has not ended, or whose ending is on its way to the disk. Under the
+    /// lock: a journal that is made while the job ends would miss that.
+    pub(super) fn journal(&self, job: JobId) -> Option<Arc<Journal>> {
         let core = self.lock();
-        let found = core.flows.get(&job).or_else(|| core.settling.get(&job));
-        found.cloned()
+        let flow = core.flows.get(&job).or_else(|| core.settling.get(&job));
+        flow.map(|flow| flow.journal())
     }
 
     /// Asks whether a job may come in; it is counted then, and waits for its confirmation.

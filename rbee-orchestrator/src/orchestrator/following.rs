@@ -91,10 +91,10 @@ impl Orchestrator {
     /// # Errors
     /// `TASK_NOT_FOUND`, `STORE_FAILED`.
     pub async fn events(&self, job: JobId, after: Option<EventId>) -> Result<TaskEvents> {
-        let source = match self.driver.flow(job) {
-            Some(flow) => {
+        let source = match self.driver.journal(job) {
+            Some(journal) => {
                 let max_lag = self.driver.config.replay.max_lag_bytes;
-                Source::Live(Reader::new(flow.journal(), after, max_lag))
+                Source::Live(Reader::new(journal, after, max_lag))
             }
             None => {
                 let record = self.task(job).await?;

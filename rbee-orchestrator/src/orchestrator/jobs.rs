@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::submission::{Draft, Wish};
-use super::{Orchestrator, RawReply, TaskEvents, TaskStream};
+use super::{Orchestrator, RawReply, TaskStream};
 use crate::brain::{Event, QueuePlace};
 use crate::domain::{
     JobFilter, JobId, JobKind, JobPage, JobRecord, ModelRef, RequestOptions, TaskRequest,

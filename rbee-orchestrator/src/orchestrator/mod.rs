@@ -5,10 +5,14 @@ mod clock;
 mod connector;
 mod driver;
 mod fleet;
+mod following;
 mod hive_actor;
 mod jobs;
 mod registry;
 mod reply;
+mod retention;
+mod submission;
+mod tenants;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,11 +22,12 @@ use std::time::Duration;
 use http::HeaderValue;
 use uuid::Uuid;
 
-use crate::brain::Brain;
+use crate::brain::{Brain, Event};
 use crate::config::Config;
-use crate::domain::{HiveId, HiveRecord, HiveSpec, UnixMillis};
+use crate::domain::{Ending, HiveId, HiveRecord, HiveSpec, JobRecord, Outcome, UnixMillis};
 use crate::error::{Error, Result};
 use crate::hives::{HiveToken, PortClaims};
+use crate::killpoint;
 use crate::relay::pool::Pool;
 use crate::scheduler::{LeastLoaded, Scheduler};
 use crate::store::{MemoryStore, Store};
@@ -33,6 +38,7 @@ use driver::Driver;
 use registry::HiveParts;
 
 pub use fleet::ModelInfo;
+pub use following::TaskEvents;
 pub use jobs::OpenAiRequest;
 pub use registry::TransportFactory;
 pub use reply::{RawHead, RawReply, TaskStream};
@@ -125,14 +131,17 @@ impl Builder {
             .store
             .unwrap_or_else(|| Arc::new(MemoryStore::default()));
         let owner = Uuid::new_v4();
-        let interrupted = store.recover(owner, UnixMillis::now()).await?;
-        if interrupted > 0 {
+        let attempts = self.config.retry.attempts_async;
+        let recovered = store.recover(owner, UnixMillis::now(), attempts).await?;
+        if recovered.interrupted > 0 {
             tracing::warn!(
-                jobs = interrupted,
+                jobs = recovered.interrupted,
                 "jobs that an earlier life left were ended"
             );
         }
+        killpoint::pass("recovering");
         let records = known_hives(&self.config, store.as_ref()).await?;
+        let tenants = tenants::known(store.as_ref()).await?;
         let hives = Arc::new(HiveMap::default());
         let connector = Box::new(WorkerConnector(hives.clone()));
         let pool = Arc::new(Pool::new(connector, &self.config));
@@ -144,12 +153,19 @@ impl Builder {
         driver.spawn(driver.clone().run_timer());
         driver.spawn(driver.clone().run_patience());
         driver.spawn(driver.clone().run_worker_checks());
+        driver.spawn(driver.clone().run_purge());
+        driver.decide(|brain, now, out| {
+            brain.set_tenants(now, tenants.stored, &tenants.used_today, out);
+        });
         let hive_parts = Arc::new(hive_parts);
         let orchestrator = Orchestrator {
             driver,
             hive_parts,
             hive_authorization,
         };
+        for (record, stored) in recovered.waiting {
+            orchestrator.take_up(record, &stored).await?;
+        }
         for worker in &orchestrator.driver.config.workers {
             orchestrator.register_static(worker)?;
         }
@@ -181,6 +197,24 @@ fn default_log_dir() -> PathBuf {
 }
 
 impl Orchestrator {
+    /// Takes up a job that an earlier life left waiting.
+    async fn take_up(&self, record: JobRecord, stored: &[u8]) -> Result<()> {
+        let driver = &self.driver;
+        match self.draft_again(&record, stored) {
+            Ok(draft) => {
+                let flow = driver.new_flow(draft.call);
+                driver.take_in(flow.clone(), Event::Recover(draft.request));
+                driver.run_unattended(flow);
+            }
+            Err(error) => {
+                tracing::error!(job = %record.id, %error, "a stored job can't be taken up");
+                let ending = Ending::new(Outcome::Failed(error), UnixMillis::now());
+                driver.store.finish(record.id, record.attempt, ending).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Begins with the defaults.
     pub fn builder() -> Builder {
         Builder {
@@ -216,12 +250,14 @@ impl Orchestrator {
         self.driver.look(|brain, _| brain.is_draining())
     }
 
-    /// Takes no more work. What waits ends with `SHUTTING_DOWN`; what runs goes on.
+    /// Takes no more work. What waits ends with `SHUTTING_DOWN`, but for asynchronous tasks, which
+    /// wait for the next life of the store; what runs goes on.
     pub fn drain(&self) {
         self.driver.decide(|brain, now, out| brain.drain(now, out));
     }
 
-    /// Drains, waits for what runs until `timeouts.drain` has passed, cuts off the rest, stops the
+    /// Drains, waits for what runs until `timeouts.drain` has passed, cuts off the rest (an
+    /// asynchronous task begins anew in the next life of the store), stops the
     /// hives that it started, and ends every task of its own. Dropped midway, what was started
     /// may be left running.
     pub async fn shutdown(&self) {

@@ -74,7 +74,7 @@ impl Orchestrator {
     }
 
     /// Runs what must not stop halfway, whoever waits for it.
-    async fn to_its_end<T: Send + 'static>(
+    pub(super) async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {

@@ -18,6 +18,7 @@
 mod memory;
 mod page;
 pub mod sqlite;
+mod steps;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -25,62 +26,25 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::domain::{
-    Attempt, Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, PlacedOn, UnixMillis,
+    Attempt, Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, Tenant, TenantId,
+    UnixMillis, UsageFilter, UsageRow,
 };
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
+pub use steps::{JobChange, Recovered, Submission, Submitted};
 
-/// One step in a job's life that need not be on disk before the job goes on.
-#[derive(Debug, Clone)]
-pub enum JobChange {
-    /// It was submitted. Its id is new: a second submission of one id is a defect of the caller
-    /// and is dropped.
-    Submitted(Box<JobRecord>),
-    /// It was dispatched.
-    Claimed {
-        /// The job.
-        job: JobId,
-        /// The new attempt.
-        attempt: Attempt,
-        /// Where, and why there.
-        placed: PlacedOn,
-        /// When.
-        at: UnixMillis,
-    },
-    /// It ended.
-    Finished {
-        /// The job.
-        job: JobId,
-        /// The attempt that reports.
-        attempt: Attempt,
-        /// How.
-        ending: Box<Ending>,
-    },
-}
-
-impl JobChange {
-    /// The job that it is about.
-    #[must_use]
-    pub fn job(&self) -> JobId {
-        match self {
-            JobChange::Submitted(record) => record.id,
-            JobChange::Claimed { job, .. } | JobChange::Finished { job, .. } => *job,
-        }
-    }
-}
-
-/// What must survive a restart: the hives and the jobs.
+/// What must survive a restart: the hives, the tenants, the jobs and what they used.
 ///
 /// Each method is one atomic step. Time is an argument; cursors are opaque; transitions are
-/// compare-and-set (see [`JobRecord::claim`] and [`JobRecord::finish`]), so that a late or a
-/// repeated one changes nothing. What every store must do beyond what the types say is written
-/// down as code in `testing::conformance` (feature `testing`).
+/// compare-and-set (see [`JobRecord::claim`], [`JobRecord::requeue`] and [`JobRecord::finish`]), so
+/// that a late or a repeated one changes nothing. What every store must do beyond what the types
+/// say is written down as code in `testing::conformance` (feature `testing`).
 ///
 /// Dropping the future of a writing method leaves open whether the step happens; it never happens
 /// by half. A method fails with `STORE_FAILED`, and a message that says why, when the store can't
-/// be read or written.
+/// be read or written; nothing of a step that failed happens later.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Writes a hive, in place of an older one of that name; durable when it returns.
@@ -92,17 +56,52 @@ pub trait Store: Send + Sync + 'static {
     /// All hives, by name.
     async fn hives(&self) -> Result<Vec<HiveRecord>>;
 
+    /// Writes a tenant, in place of an older one of that name; durable when it returns.
+    async fn put_tenant(&self, tenant: Tenant) -> Result<()>;
+
+    /// Forgets a tenant; says whether there was one. What it used stays.
+    async fn remove_tenant(&self, id: &TenantId) -> Result<bool>;
+
+    /// All tenants, by name.
+    async fn tenants(&self) -> Result<Vec<Tenant>>;
+
     /// Waits until there is room for more changes: back-pressure for submitters.
     ///
     /// # Errors
     /// `STORE_FAILED` when there is no room because nothing can be written.
     async fn ready(&self) -> Result<()>;
 
-    /// Notes a change of an interactive job and returns at once. Changes are applied in the order
-    /// of these calls; those of one job that still wait may become one write. A change that does
-    /// not win its compare-and-set is dropped. It never refuses: [`Store::ready`], asked before a
-    /// job is submitted, is what bounds how much can wait.
+    /// Submits a job, its request and its idempotency key; durable when it returns. It waits for
+    /// room by itself.
+    ///
+    /// A key that the tenant has used, and that has not expired when the job is submitted, finds
+    /// the first job instead: the same request repeats it, another is told so, and both write
+    /// nothing. So does the id of a job that is known, which makes it safe to try again after an
+    /// error. A key whose job is gone counts as expired.
+    async fn submit(&self, submission: Submission) -> Result<Submitted>;
+
+    /// The job that has this key of the tenant, unless the key has expired at that time, with
+    /// everything recorded before this call.
+    async fn submission(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        at: UnixMillis,
+    ) -> Result<Option<JobRecord>>;
+
+    /// Notes a change of a job and returns at once. Changes are applied in the order of these
+    /// calls and of those of [`Store::submit`] and [`Store::finish`]; those of one job that still
+    /// wait may become one write. A change that does not win its compare-and-set is dropped. It
+    /// never refuses: [`Store::ready`], asked before a job is submitted, is what bounds how much
+    /// can wait.
     fn record(&self, change: JobChange);
+
+    /// Ends a job, durable when it returns; says whether it won its compare-and-set.
+    ///
+    /// The ending that wins, here or through [`Store::record`], counts the job and what it used to
+    /// the day, the tenant and the model, and takes the request of an asynchronous job away, all
+    /// in the same step.
+    async fn finish(&self, job: JobId, attempt: Attempt, ending: Ending) -> Result<bool>;
 
     /// Waits until everything recorded before is durable.
     async fn flush(&self) -> Result<()>;
@@ -110,6 +109,9 @@ pub trait Store: Send + Sync + 'static {
     /// One job, with everything recorded before this call. A store that can't write at the moment
     /// may answer with the job as it was written last.
     async fn job(&self, id: JobId) -> Result<Option<JobRecord>>;
+
+    /// What a job asks for, as it was submitted; `None` if that was not kept or is gone.
+    async fn request(&self, id: JobId) -> Result<Option<Vec<u8>>>;
 
     /// Jobs, newest first, at most `limit`, going on after the cursor of the page before, with
     /// everything recorded before this call. A store that can't write at the moment may answer
@@ -119,10 +121,30 @@ pub trait Store: Send + Sync + 'static {
     /// `INVALID_REQUEST` with the parameter `after` for a cursor that is none.
     async fn jobs(&self, filter: &JobFilter, limit: usize, after: Option<&str>) -> Result<JobPage>;
 
-    /// Takes over after a crash: every job that has not ended and whose owner is another than
-    /// `owner` ends as failed with `INTERRUPTED`. To be called only when that owner is known to be
-    /// gone. Returns how many there were.
-    async fn recover(&self, owner: Uuid, at: UnixMillis) -> Result<u64>;
+    /// What was used, by day, tenant and model, with everything recorded before this call: the
+    /// sums over the jobs that ended, those too that were purged. A sum that is too large for 63
+    /// bits stays at the largest. A store that can't write at the moment may answer with what was
+    /// written last.
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>>;
+
+    /// Takes over after a crash what has not ended and whose owner is another than `owner`. To be
+    /// called only when that owner is known to be gone.
+    ///
+    /// Asynchronous jobs wait again, with `owner`: their attempts count on, those that waited keep
+    /// the time before which they may not be dispatched. Jobs of a connection, asynchronous ones
+    /// that ran their last attempt of `max_attempts`, and those whose request is not kept end as
+    /// failed with `INTERRUPTED`, and what the attempt used that was cut off is not counted.
+    async fn recover(
+        &self,
+        owner: Uuid,
+        at: UnixMillis,
+        max_attempts: Attempt,
+    ) -> Result<Recovered>;
+
+    /// Deletes jobs, with their requests, that were submitted and ended before `ended_before`, and
+    /// keys that have expired; at most `limit` of each. Returns how many jobs and keys; as long as
+    /// that is not 0, there may be more. A job stays while its key finds it. Usage stays.
+    async fn purge(&self, ended_before: UnixMillis, now: UnixMillis, limit: usize) -> Result<u64>;
 
     /// Makes everything durable and lets go of files and locks. Afterwards the store is of no more
     /// use: what is recorded then is lost, and what is asked for may fail.
@@ -132,12 +154,4 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self) -> Result<()> {
         self.flush().await
     }
-}
-
-/// What an open job ends with when its queen is gone.
-fn interrupted() -> Error {
-    Error::new(
-        Code::Interrupted,
-        "the queen went down while this job was open: submit it again",
-    )
 }

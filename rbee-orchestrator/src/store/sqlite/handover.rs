@@ -1,12 +1,13 @@
 //! Where callers and the writer's thread meet: the queue's lock, its bounds, and who wakes whom.
 
+use std::num::NonZero;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::failure::closed;
-use super::queue::{Call, Waiting};
+use super::queue::{Op, Waiting};
 use crate::error::{Error, Result};
 use crate::store::JobChange;
 
@@ -17,7 +18,7 @@ const LINGER: Duration = Duration::from_millis(25);
 
 /// Operations in one transaction: enough to spread one sync over many, few enough that a caller
 /// who waits for it does so for milliseconds.
-const BATCH_MAX: usize = 1_024;
+pub(super) const BATCH_MAX: NonZero<usize> = NonZero::new(1_024).expect("it is not 0");
 
 /// Bytes of text after which a transaction takes no more, so that the log stays small.
 const BATCH_TEXT_MAX: usize = 8 * 1024 * 1024;
@@ -49,7 +50,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Tuning {
             linger: LINGER,
-            batch_max: BATCH_MAX,
+            batch_max: BATCH_MAX.get(),
             batch_text_max: BATCH_TEXT_MAX,
             queue_max: QUEUE_MAX,
             queue_text_max: QUEUE_TEXT_MAX,
@@ -123,8 +124,8 @@ impl Handover {
         self.wake_if_due(state);
     }
 
-    /// Adds a call; answers it at once while nothing can be written.
-    pub(super) fn push_call(&self, call: Box<dyn Call>) {
+    /// Adds a step that a caller waits for; refuses it at once while nothing can be written.
+    pub(super) fn push_awaited(&self, mut op: Op) {
         let mut state = self.state();
         let refusal = match &state.failure {
             _ if state.closing => Some(closed()),
@@ -132,9 +133,9 @@ impl Handover {
         };
         if let Some(error) = refusal {
             drop(state);
-            return call.answer(Err(error));
+            return op.answer(Err(error));
         }
-        state.waiting.push_call(call);
+        state.waiting.push_awaited(op);
         state.urgent = true;
         self.wake_if_due(state);
     }
@@ -267,7 +268,7 @@ impl Handover {
         let until = Instant::now() + pause;
         let mut state = self.state();
         state.failure = Some(error.clone());
-        state.waiting.answer_all(error);
+        state.waiting.refuse_awaited(error);
         self.room.notify_waiters();
         while !state.closing {
             let left = until.saturating_duration_since(Instant::now());
@@ -289,7 +290,7 @@ impl Handover {
     pub(super) fn end(&self) {
         let mut state = self.state();
         state.closing = true;
-        state.waiting.answer_all(&closed());
+        state.waiting.refuse_awaited(&closed());
         state.waiting.clear();
         drop(state);
         self.room.notify_waiters();

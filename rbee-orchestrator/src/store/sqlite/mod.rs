@@ -6,16 +6,22 @@
 //! can be written (a full disk, a lock), recorded changes are kept and tried again, what is awaited
 //! fails with the cause, and reads show what is on the disk.
 
+mod codes;
 mod failure;
 mod handover;
 mod hives;
 mod jobs;
 mod open;
+mod options;
 mod queue;
 mod reads;
 mod schema;
+mod statements;
+mod tenants;
 #[cfg(test)]
 mod tests;
+mod upkeep;
+mod usage;
 mod writer;
 
 use std::fmt;
@@ -24,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
@@ -31,9 +38,14 @@ use self::handover::Tuning;
 use self::reads::Reads;
 use self::writer::Writer;
 use super::page::{page, read_cursor};
-use super::{JobChange, Store};
-use crate::domain::{HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, UnixMillis};
+use super::{JobChange, Recovered, Store, Submission, Submitted};
+use crate::domain::{
+    Attempt, Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, Tenant, TenantId,
+    UnixMillis, UsageFilter, UsageRow,
+};
 use crate::error::{Error, Result};
+
+pub use options::{SqliteOptions, Synchronous};
 
 /// How long SQLite waits for a lock that another program (a shell, a backup) holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,11 +76,28 @@ impl SqliteStore {
     /// `STORE_FAILED` when it can't be written, is no database or of a newer version. The messages
     /// name the path and the cure.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
-        Self::open_with(path.into(), Tuning::default(), BUSY_TIMEOUT).await
+        Self::open_with(path, SqliteOptions::default()).await
     }
 
-    async fn open_with(path: PathBuf, tuning: Tuning, busy_timeout: Duration) -> Result<Self> {
-        let opening = spawn_blocking(move || open::open(&path, busy_timeout));
+    /// As [`SqliteStore::open`], with other settings than the defaults.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub async fn open_with(path: impl Into<PathBuf>, options: SqliteOptions) -> Result<Self> {
+        let tuning = Tuning {
+            batch_max: options.batch_max.get(),
+            ..Tuning::default()
+        };
+        Self::open_tuned(path.into(), options.synchronous, tuning, BUSY_TIMEOUT).await
+    }
+
+    async fn open_tuned(
+        path: PathBuf,
+        synchronous: Synchronous,
+        tuning: Tuning,
+        busy_timeout: Duration,
+    ) -> Result<Self> {
+        let opening = spawn_blocking(move || open::open(&path, synchronous, busy_timeout));
         let opened = opening.await.map_err(|error| broken_off(&error))??;
         let path = opened.path.clone();
         Ok(SqliteStore {
@@ -82,6 +111,31 @@ impl SqliteStore {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl SqliteStore {
+    /// Looks for something with everything recorded before. It may be among what could not be
+    /// written: better no answer than a wrong one.
+    async fn look_for<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Connection) -> rusqlite::Result<Option<T>> + Send + 'static,
+    ) -> Result<Option<T>> {
+        let written = self.writer.flush().await;
+        match self.reads.read(step).await? {
+            Some(found) => Ok(Some(found)),
+            None => written.map(|()| None),
+        }
+    }
+
+    /// Lists something with everything recorded before. Without a disk to write to, what is on it
+    /// is the best answer there is.
+    async fn list<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Connection) -> rusqlite::Result<Vec<T>> + Send + 'static,
+    ) -> Result<Vec<T>> {
+        let _ = self.writer.flush().await;
+        self.reads.read(step).await
     }
 }
 
@@ -104,12 +158,44 @@ impl Store for SqliteStore {
         self.reads.read(hives::list).await
     }
 
+    async fn put_tenant(&self, tenant: Tenant) -> Result<()> {
+        self.writer.call(move |db| tenants::put(db, &tenant)).await
+    }
+
+    async fn remove_tenant(&self, id: &TenantId) -> Result<bool> {
+        let id = id.clone();
+        self.writer.call(move |db| tenants::remove(db, &id)).await
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>> {
+        self.reads.read(tenants::list).await
+    }
+
     async fn ready(&self) -> Result<()> {
         self.writer.ready().await
     }
 
+    async fn submit(&self, submission: Submission) -> Result<Submitted> {
+        self.writer.submit(submission).await
+    }
+
+    async fn submission(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        at: UnixMillis,
+    ) -> Result<Option<JobRecord>> {
+        let (tenant, key) = (tenant.clone(), key.to_owned());
+        self.look_for(move |db| statements::by_key(db, &tenant, &key, at))
+            .await
+    }
+
     fn record(&self, change: JobChange) {
         self.writer.record(change);
+    }
+
+    async fn finish(&self, job: JobId, attempt: Attempt, ending: Ending) -> Result<bool> {
+        self.writer.finish(job, attempt, Box::new(ending)).await
     }
 
     async fn flush(&self) -> Result<()> {
@@ -117,27 +203,40 @@ impl Store for SqliteStore {
     }
 
     async fn job(&self, id: JobId) -> Result<Option<JobRecord>> {
-        let written = self.flush().await;
-        match self.reads.read(move |db| jobs::find(db, id)).await? {
-            Some(job) => Ok(Some(job)),
-            // It may be among what could not be written: better no answer than a wrong one.
-            None => written.map(|()| None),
-        }
+        self.look_for(move |db| jobs::find(db, id)).await
+    }
+
+    async fn request(&self, id: JobId) -> Result<Option<Vec<u8>>> {
+        self.look_for(move |db| statements::request(db, id)).await
     }
 
     async fn jobs(&self, filter: &JobFilter, limit: usize, after: Option<&str>) -> Result<JobPage> {
         let before = read_cursor(after)?;
-        // Without a disk to write to, what is on it is the best answer there is.
-        let _ = self.flush().await;
         let filter = filter.clone();
         let one_more = limit.saturating_add(1);
-        let found = move |db: &_| jobs::list(db, &filter, one_more, before);
-        Ok(page(self.reads.read(found).await?, limit))
+        let found = self.list(move |db| jobs::list(db, &filter, one_more, before));
+        Ok(page(found.await?, limit))
     }
 
-    async fn recover(&self, owner: Uuid, at: UnixMillis) -> Result<u64> {
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
+        let filter = filter.clone();
+        self.list(move |db| usage::list(db, &filter)).await
+    }
+
+    async fn recover(
+        &self,
+        owner: Uuid,
+        at: UnixMillis,
+        max_attempts: Attempt,
+    ) -> Result<Recovered> {
         self.writer
-            .call(move |db| jobs::recover(db, owner, at))
+            .call(move |db| upkeep::recover(db, owner, at, max_attempts))
+            .await
+    }
+
+    async fn purge(&self, ended_before: UnixMillis, now: UnixMillis, limit: usize) -> Result<u64> {
+        self.writer
+            .call(move |db| upkeep::purge(db, ended_before, now, limit))
             .await
     }
 

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{Error as MigrationError, MigrationDefinitionError};
 
 use super::failure::{cure, unusable};
+use super::options::Synchronous;
 use super::schema::MIGRATIONS;
 use crate::error::{Code, Error, Result};
 
@@ -28,13 +29,17 @@ pub(super) struct Opened {
 }
 
 /// Opens a database and creates it if need be. Blocks.
-pub(super) fn open(path: &Path, busy_timeout: Duration) -> Result<Opened> {
+pub(super) fn open(
+    path: &Path,
+    synchronous: Synchronous,
+    busy_timeout: Duration,
+) -> Result<Opened> {
     let path = create_file(path)?;
     let lock = take_lock(&path)?;
     // Without SQLITE_OPEN_URI: a path is a path, whatever it looks like.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags)
-        .and_then(|db| prepare(&db, busy_timeout).map(|()| db));
+        .and_then(|db| prepare(&db, synchronous, busy_timeout).map(|()| db));
     let mut db = opened.map_err(|error| {
         let cure = cure(&error);
         unusable(&path, format!("it can't be opened: {error}: {cure}"))
@@ -108,13 +113,21 @@ fn take_lock(database: &Path) -> Result<File> {
     }
 }
 
-fn prepare(db: &Connection, busy_timeout: Duration) -> rusqlite::Result<()> {
+fn prepare(
+    db: &Connection,
+    synchronous: Synchronous,
+    busy_timeout: Duration,
+) -> rusqlite::Result<()> {
     db.busy_timeout(busy_timeout)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     // In WAL mode readers and the writer do not wait for each other; FULL syncs the log at each
     // commit, without which a power cut takes back what was acknowledged.
     db.pragma_update(None, "journal_mode", "WAL")?;
-    db.pragma_update(None, "synchronous", "FULL")?;
+    let synchronous = match synchronous {
+        Synchronous::Full => "FULL",
+        Synchronous::Normal => "NORMAL",
+    };
+    db.pragma_update(None, "synchronous", synchronous)?;
     db.pragma_update(None, "foreign_keys", true)?;
     db.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)
 }

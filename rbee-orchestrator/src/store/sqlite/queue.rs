@@ -1,76 +1,168 @@
-//! What waits for the writer: changes in their order, those of one job merged where that is the
+//! What waits for the writer: the steps in their order, those of one job merged where that is the
 //! same.
 
 use std::collections::HashMap;
 
 use rusqlite::Connection;
+use tokio::sync::oneshot;
 
-use super::jobs::{Statements, report_twin};
-use crate::domain::{JobId, JobRecord};
-use crate::error::Error;
-use crate::store::JobChange;
+use super::statements::{Claim, Statements};
+use crate::domain::{Attempt, Ending, JobId, JobRecord, UnixMillis};
+use crate::error::{Error, Result};
+use crate::store::{JobChange, Submission, Submitted};
 
 /// One thing to write.
 pub(super) enum Op {
     /// A job that is not in the table yet, with what happened to it while it waited.
-    Insert(Box<JobRecord>),
-    /// A change of a job that is in the table, or on its way there.
-    Update(JobChange),
-    /// Something that a caller waits for; `None` once he was answered.
-    Call(Option<Box<dyn Call>>),
+    Insert(Box<NewJob>),
+    /// A dispatch of a job that is in the table, or on its way there.
+    Claim(Claim),
+    /// An attempt of such a job that was given up.
+    Requeue {
+        job: JobId,
+        attempt: Attempt,
+        not_before: Option<UnixMillis>,
+    },
+    /// The ending of such a job, with its dispatch if that waited too.
+    Finish(Option<Claim>, Finish),
+    /// A job whose submitter waits.
+    Submit(Box<Submission>, Answer<Submitted>),
+    /// Any other step that a caller waits for.
+    Call(Box<dyn Call>),
+    /// What was refused, so that it never happens.
+    Nothing,
+}
+
+/// A job that was only recorded.
+pub(super) struct NewJob {
+    pub(super) record: JobRecord,
+    pub(super) request: Option<Vec<u8>>,
+}
+
+/// An ending.
+pub(super) struct Finish {
+    pub(super) job: JobId,
+    pub(super) attempt: Attempt,
+    pub(super) ending: Box<Ending>,
+    /// For whom it waits; `None` if it was only recorded.
+    pub(super) answer: Option<Answer<bool>>,
+}
+
+/// What a caller waits for.
+pub(super) struct Answer<T> {
+    pub(super) done: Option<T>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T> Answer<T> {
+    pub(super) fn new(reply: oneshot::Sender<Result<T>>) -> Self {
+        Answer { done: None, reply }
+    }
+
+    pub(super) fn send(self, committed: Result<()>) {
+        let unapplied = || Error::internal("a step was answered that was not applied");
+        let answer = committed.and_then(|()| self.done.ok_or_else(unapplied));
+        // Whoever dropped the future does not want to know.
+        let _ = self.reply.send(answer);
+    }
 }
 
 /// A step in the writer's transaction whose caller waits for the commit.
 pub(super) trait Call: Send {
-    /// Does the step; it takes effect with the commit.
+    /// Does the step; it takes effect with the commit. Done again if that comes to nothing.
     fn apply(&mut self, db: &Connection) -> rusqlite::Result<()>;
 
     /// Tells the caller what became of it.
-    fn answer(self: Box<Self>, committed: Result<(), Error>);
+    fn answer(self: Box<Self>, committed: Result<()>);
 }
 
 impl Op {
     /// Does it, as a part of the transaction that is open.
     pub(super) fn apply(&mut self, statements: &mut Statements<'_>) -> rusqlite::Result<()> {
         match self {
-            Op::Insert(record) => statements.insert(record),
-            Op::Update(change) => statements.update(change),
-            Op::Call(Some(call)) => call.apply(statements.db),
-            Op::Call(None) => Ok(()),
+            Op::Insert(new) => {
+                if !statements.insert(&new.record, new.request.as_deref())? {
+                    report_twin(new.record.id);
+                }
+            }
+            Op::Claim(claim) => statements.claim(claim)?,
+            Op::Requeue {
+                job,
+                attempt,
+                not_before,
+            } => statements.requeue(*job, *attempt, *not_before)?,
+            Op::Finish(claim, finish) => {
+                let won = match claim {
+                    Some(claim) => statements.run(claim, &finish.ending)?,
+                    None => statements.finish(finish.job, finish.attempt, &finish.ending)?,
+                };
+                if let Some(answer) = &mut finish.answer {
+                    answer.done = Some(won);
+                }
+            }
+            Op::Submit(submission, answer) => {
+                answer.done = Some(statements.submit(submission)?);
+            }
+            Op::Call(call) => call.apply(statements.db)?,
+            Op::Nothing => {}
         }
+        Ok(())
     }
 
-    /// Answers the caller, if one waits for this.
-    pub(super) fn answer(&mut self, committed: Result<(), Error>) {
-        if let Op::Call(call) = self
-            && let Some(call) = call.take()
-        {
-            call.answer(committed);
-        }
+    /// Answers the caller, if one waits for this. What a failure is the answer to will not happen;
+    /// what was only recorded stays.
+    pub(super) fn answer(&mut self, committed: Result<()>) {
+        *self = match (std::mem::replace(self, Op::Nothing), committed) {
+            (Op::Submit(_, answer), committed) => {
+                answer.send(committed);
+                Op::Nothing
+            }
+            (Op::Call(call), committed) => {
+                call.answer(committed);
+                Op::Nothing
+            }
+            (Op::Finish(claim, mut finish), committed) => match finish.answer.take() {
+                Some(answer) => {
+                    answer.send(committed);
+                    claim.map_or(Op::Nothing, Op::Claim)
+                }
+                None => Op::Finish(claim, finish),
+            },
+            (recorded, _) => recorded,
+        };
     }
 
     /// Whether losing it would lose something that was recorded.
     pub(super) fn is_change(&self) -> bool {
-        !matches!(self, Op::Call(_))
+        match self {
+            Op::Insert(_) | Op::Claim(_) | Op::Requeue { .. } => true,
+            Op::Finish(claim, finish) => claim.is_some() || finish.answer.is_none(),
+            Op::Submit(..) | Op::Call(_) | Op::Nothing => false,
+        }
     }
 
     /// Text that it keeps in memory, beyond what every job has.
     pub(super) fn text_bytes(&self) -> usize {
         match self {
-            Op::Insert(record) => record.result.as_ref().map_or(0, String::len),
-            Op::Update(change) => text_bytes(change),
-            Op::Call(_) => 0,
+            Op::Insert(new) => text_bytes(&new.record.result) + bytes(&new.request),
+            Op::Finish(_, finish) => text_bytes(&finish.ending.result),
+            Op::Submit(submission, _) => bytes(&submission.request),
+            Op::Claim(_) | Op::Requeue { .. } | Op::Call(_) | Op::Nothing => 0,
         }
     }
 }
 
-fn text_bytes(change: &JobChange) -> usize {
-    let text = match change {
-        JobChange::Submitted(record) => &record.result,
-        JobChange::Finished { ending, .. } => &ending.result,
-        JobChange::Claimed { .. } => &None,
-    };
+fn text_bytes(text: &Option<String>) -> usize {
     text.as_ref().map_or(0, String::len)
+}
+
+fn bytes(bytes: &Option<Vec<u8>>) -> usize {
+    bytes.as_ref().map_or(0, Vec::len)
+}
+
+/// Says that a caller broke the contract: a second submission can't win and is dropped.
+fn report_twin(job: JobId) {
+    tracing::error!(%job, "a job was submitted twice; the second one is dropped");
 }
 
 /// Operations in the order of their application.
@@ -78,51 +170,124 @@ fn text_bytes(change: &JobChange) -> usize {
 pub(super) struct Waiting {
     pub(super) ops: Vec<Op>,
     pub(super) text_bytes: usize,
-    /// Where the inserts are that later changes may still merge into.
-    inserts: HashMap<JobId, usize>,
+    /// The inserts and claims that the next change of their job may still merge into.
+    open: HashMap<JobId, usize>,
 }
 
 impl Waiting {
     /// Adds a change: by applying it to the job's insert if that still waits (in memory, by the
     /// same compare-and-set as in the database), else at the end.
     pub(super) fn push_change(&mut self, change: JobChange) {
-        self.text_bytes += text_bytes(&change);
-        let waiting = self.inserts.get(&change.job()).copied();
-        match (waiting.map(|at| &mut self.ops[at]), change) {
-            (Some(Op::Insert(record)), change) => merge(record, change),
-            (_, JobChange::Submitted(record)) => {
-                self.inserts.insert(record.id, self.ops.len());
-                self.ops.push(Op::Insert(record));
+        let job = change.job();
+        if let Some(at) = self.open.get(&job)
+            && let Op::Insert(new) = &mut self.ops[*at]
+        {
+            self.text_bytes -= text_bytes(&new.record.result);
+            merge(&mut new.record, change);
+            self.text_bytes += text_bytes(&new.record.result);
+            return;
+        }
+        match change {
+            JobChange::Submitted { record, request } => {
+                let record = *record;
+                self.push_open(job, Op::Insert(Box::new(NewJob { record, request })));
             }
-            (_, change) => self.ops.push(Op::Update(change)),
+            JobChange::Claimed {
+                attempt,
+                placed,
+                at,
+                ..
+            } => {
+                let claim = Claim {
+                    job,
+                    attempt,
+                    placed,
+                    at,
+                };
+                self.push_open(job, Op::Claim(claim));
+            }
+            JobChange::Requeued {
+                attempt,
+                not_before,
+                ..
+            } => {
+                self.open.remove(&job);
+                self.ops.push(Op::Requeue {
+                    job,
+                    attempt,
+                    not_before,
+                });
+            }
+            JobChange::Finished {
+                attempt, ending, ..
+            } => self.push_finish(Finish {
+                job,
+                attempt,
+                ending,
+                answer: None,
+            }),
         }
     }
 
-    /// Adds a call. What comes later must not seem to have come before it, so merging starts
-    /// afresh.
-    pub(super) fn push_call(&mut self, call: Box<dyn Call>) {
-        self.inserts.clear();
-        self.ops.push(Op::Call(Some(call)));
+    fn push_open(&mut self, job: JobId, op: Op) {
+        self.text_bytes += op.text_bytes();
+        self.open.insert(job, self.ops.len());
+        self.ops.push(op);
+    }
+
+    /// Adds an ending, in the place of the job's dispatch if that still waits: of one job nothing
+    /// came in between, and other jobs do not mind.
+    pub(super) fn push_finish(&mut self, finish: Finish) {
+        self.text_bytes += text_bytes(&finish.ending.result);
+        let waiting = self.open.remove(&finish.job);
+        if let Some(at) = waiting
+            && let Op::Claim(claim) = &self.ops[at]
+            && claim.attempt == finish.attempt
+            && let Op::Claim(claim) = std::mem::replace(&mut self.ops[at], Op::Nothing)
+        {
+            self.ops[at] = Op::Finish(Some(claim), finish);
+        } else {
+            self.ops.push(Op::Finish(None, finish));
+        }
+    }
+
+    /// Adds a step that a caller waits for.
+    pub(super) fn push_awaited(&mut self, op: Op) {
+        match op {
+            Op::Finish(_, finish) => self.push_finish(finish),
+            op => {
+                if let Op::Call(_) = op {
+                    // What comes later must not seem to have come before it, so merging starts
+                    // afresh.
+                    self.open.clear();
+                }
+                self.text_bytes += op.text_bytes();
+                self.ops.push(op);
+            }
+        }
     }
 
     /// Forgets everything and keeps the memory.
     pub(super) fn clear(&mut self) {
         self.ops.clear();
-        self.inserts.clear();
+        self.open.clear();
         self.text_bytes = 0;
     }
 
-    /// Answers everyone who waits; the changes stay.
-    pub(super) fn answer_all(&mut self, error: &Error) {
+    /// Refuses what callers wait for; what was recorded stays.
+    pub(super) fn refuse_awaited(&mut self, error: &Error) {
         for op in &mut self.ops {
             op.answer(Err(error.clone()));
         }
+        self.ops.retain(|op| !matches!(op, Op::Nothing));
+        self.text_bytes = self.ops.iter().map(Op::text_bytes).sum();
+        self.open.clear();
     }
 }
 
 fn merge(record: &mut JobRecord, change: JobChange) {
     match change {
-        JobChange::Submitted(twin) => report_twin(twin.id),
+        JobChange::Submitted { record: twin, .. } => report_twin(twin.id),
         JobChange::Claimed {
             attempt,
             placed,
@@ -130,6 +295,13 @@ fn merge(record: &mut JobRecord, change: JobChange) {
             ..
         } => {
             record.claim(attempt, placed, at);
+        }
+        JobChange::Requeued {
+            attempt,
+            not_before,
+            ..
+        } => {
+            record.requeue(attempt, not_before);
         }
         JobChange::Finished {
             attempt, ending, ..
@@ -143,7 +315,7 @@ fn merge(record: &mut JobRecord, change: JobChange) {
 mod tests {
     use super::*;
     use crate::domain::JobState;
-    use crate::store::testing::{cancelled, claimed, finished, queued_job};
+    use crate::store::testing::{cancelled, claimed, finished, queued_job, requeued, submitted};
 
     struct Nothing;
 
@@ -151,14 +323,43 @@ mod tests {
         fn apply(&mut self, _db: &Connection) -> rusqlite::Result<()> {
             Ok(())
         }
-        fn answer(self: Box<Self>, _committed: Result<(), Error>) {}
+        fn answer(self: Box<Self>, _committed: Result<()>) {}
     }
 
     fn submit(waiting: &mut Waiting) -> JobId {
         let job = queued_job();
-        let id = job.id;
-        waiting.push_change(JobChange::Submitted(Box::new(job)));
-        id
+        waiting.push_change(submitted(&job));
+        job.id
+    }
+
+    /// What waits, in short.
+    fn ops(waiting: &Waiting) -> Vec<&'static str> {
+        let ops = waiting.ops.iter().map(|op| match op {
+            Op::Insert(_) => "insert",
+            Op::Claim(_) => "claim",
+            Op::Requeue { .. } => "requeue",
+            Op::Finish(None, _) => "finish",
+            Op::Finish(Some(_), _) => "claim and finish",
+            Op::Submit(..) => "submit",
+            Op::Call(_) => "call",
+            Op::Nothing => "nothing",
+        });
+        ops.collect()
+    }
+
+    /// An ending that somebody waits for.
+    fn awaited(job: JobId, attempt: Attempt) -> (Op, oneshot::Receiver<Result<bool>>) {
+        let (reply, answer) = oneshot::channel();
+        let JobChange::Finished { ending, .. } = finished(job, attempt, "an answer") else {
+            unreachable!("the sample is an ending");
+        };
+        let finish = Finish {
+            job,
+            attempt,
+            ending,
+            answer: Some(Answer::new(reply)),
+        };
+        (Op::Finish(None, finish), answer)
     }
 
     #[test]
@@ -167,30 +368,84 @@ mod tests {
         let jobs = [submit(&mut waiting), submit(&mut waiting)];
         for job in jobs {
             waiting.push_change(claimed(job, 1));
-            waiting.push_change(finished(job, 1, "an answer"));
-            waiting.push_change(cancelled(job, 1));
+            waiting.push_change(requeued(job, 1));
+            waiting.push_change(claimed(job, 2));
+            waiting.push_change(finished(job, 2, "an answer"));
+            waiting.push_change(cancelled(job, 2));
         }
         assert_eq!(waiting.ops.len(), 2);
         for op in &waiting.ops {
-            let Op::Insert(record) = op else {
+            let Op::Insert(new) = op else {
                 panic!("a job that is not in the table is inserted");
             };
-            assert_eq!(record.state, JobState::Complete);
+            assert_eq!(new.record.state, JobState::Complete);
         }
         assert_eq!(waiting.text_bytes, 2 * "an answer".len());
     }
 
     #[test]
-    fn what_comes_after_a_call_is_not_moved_before_it() {
+    fn a_dispatch_and_its_ending_are_one_write() {
+        let mut waiting = Waiting::default();
+        let jobs = [JobId::mint(), JobId::mint()];
+        for job in jobs {
+            waiting.push_change(claimed(job, 1));
+        }
+        waiting.push_change(finished(jobs[0], 1, "an answer"));
+        waiting.push_awaited(awaited(jobs[1], 1).0);
+        assert_eq!(ops(&waiting), ["claim and finish", "claim and finish"]);
+    }
+
+    #[test]
+    fn an_ending_of_another_attempt_is_a_write_of_its_own() {
+        let mut waiting = Waiting::default();
+        let job = JobId::mint();
+        waiting.push_change(claimed(job, 1));
+        waiting.push_change(finished(job, 2, "an answer"));
+        waiting.push_change(claimed(job, 2));
+        waiting.push_change(requeued(job, 2));
+        waiting.push_change(finished(job, 2, "an answer"));
+        let expected = ["claim", "finish", "claim", "requeue", "finish"];
+        assert_eq!(ops(&waiting), expected);
+    }
+
+    #[test]
+    fn nothing_merges_past_an_ending_that_is_awaited() {
         let mut waiting = Waiting::default();
         let job = submit(&mut waiting);
-        waiting.push_call(Box::new(Nothing));
+        waiting.push_awaited(awaited(job, 0).0);
         waiting.push_change(claimed(job, 1));
-        let kinds = waiting.ops.iter().map(|op| match op {
-            Op::Insert(_) => "insert",
-            Op::Update(_) => "update",
-            Op::Call(_) => "call",
-        });
-        assert_eq!(kinds.collect::<Vec<_>>(), ["insert", "call", "update"]);
+        assert_eq!(ops(&waiting), ["insert", "finish", "claim"]);
+    }
+
+    #[test]
+    fn what_comes_after_a_call_is_not_moved_before_it() {
+        let mut waiting = Waiting::default();
+        let (new, old) = (submit(&mut waiting), JobId::mint());
+        waiting.push_change(claimed(old, 1));
+        waiting.push_awaited(Op::Call(Box::new(Nothing)));
+        waiting.push_change(claimed(new, 1));
+        waiting.push_change(finished(old, 1, "an answer"));
+        let expected = ["insert", "claim", "call", "claim", "finish"];
+        assert_eq!(ops(&waiting), expected);
+    }
+
+    #[test]
+    fn what_is_refused_leaves_what_was_recorded() {
+        let mut waiting = Waiting::default();
+        let job = JobId::mint();
+        waiting.push_change(claimed(job, 1));
+        let (op, mut answer) = awaited(job, 1);
+        waiting.push_awaited(op);
+        waiting.push_awaited(Op::Call(Box::new(Nothing)));
+        waiting.refuse_awaited(&Error::internal("no"));
+        assert!(answer.try_recv().is_ok_and(|answer| answer.is_err()));
+        assert_eq!(ops(&waiting), ["claim"]);
+        assert_eq!(waiting.text_bytes, 0);
+        waiting.push_change(finished(job, 1, "an answer"));
+        assert_eq!(
+            ops(&waiting),
+            ["claim", "finish"],
+            "a later step comes later"
+        );
     }
 }

@@ -67,9 +67,55 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_open ON jobs (id) WHERE state < 2;
 ";
 
-/// Every step from an empty database to today's tables.
+/// `requests` is apart from `jobs`, so that lists read past no prompts. `idempotency` finds the job
+/// of a key; what that job asked for is in its row. `usage` is summed up while jobs end, since their
+/// rows are purged.
+const DURABLE_QUEUE: &str = "
+ALTER TABLE jobs ADD COLUMN asynchronous INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN idempotency_key TEXT;
+ALTER TABLE jobs ADD COLUMN request_hash BLOB;
+ALTER TABLE jobs ADD COLUMN not_before INTEGER;
+ALTER TABLE jobs ADD COLUMN inference_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN slot_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN stop_reason TEXT;
+
+CREATE TABLE requests (
+    job BLOB PRIMARY KEY NOT NULL,
+    body BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE idempotency (
+    tenant TEXT NOT NULL,
+    key TEXT NOT NULL,
+    job BLOB NOT NULL,
+    expires_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_expiry ON idempotency (expires_at);
+
+CREATE TABLE usage (
+    day INTEGER NOT NULL,
+    tenant TEXT NOT NULL,
+    model TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    tokens_in INTEGER NOT NULL,
+    tokens_out INTEGER NOT NULL,
+    inference_ms INTEGER NOT NULL,
+    slot_ms INTEGER NOT NULL,
+    PRIMARY KEY (day, tenant, model)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tenants (
+    id TEXT PRIMARY KEY NOT NULL,
+    limits TEXT NOT NULL
+) STRICT;
+";
+
+/// Every step from an empty database to today's tables. An open applies those that are missing in
+/// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> =
-    LazyLock::new(|| Migrations::new(vec![M::up(HIVES_AND_JOBS)]));
+    LazyLock::new(|| Migrations::new(vec![M::up(HIVES_AND_JOBS), M::up(DURABLE_QUEUE)]));
 
 #[cfg(test)]
 mod tests {

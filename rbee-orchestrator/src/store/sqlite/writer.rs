@@ -1,6 +1,5 @@
 //! The one writer: a thread that commits all that waits in one transaction, then answers.
 
-use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -9,11 +8,12 @@ use tokio::sync::oneshot;
 
 use super::failure::{closed, failed, is_about_the_step};
 use super::handover::{Handover, Tuning};
-use super::jobs::Statements;
 use super::open::Opened;
-use super::queue::{Call, Op, Waiting};
+use super::queue::{Answer, Call, Finish, Op, Waiting};
+use super::statements::Statements;
+use crate::domain::{Attempt, Ending, JobId};
 use crate::error::{Code, Error, Result};
-use crate::store::JobChange;
+use crate::store::{JobChange, Submission, Submitted};
 
 /// The callers' end of the writer.
 pub(super) struct Writer {
@@ -24,18 +24,23 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts the thread, which holds the database's lock until it ends.
     pub(super) fn start(opened: Opened, tuning: Tuning) -> Result<Self> {
+        // What the thread can't report to whoever opens the store fails here.
+        Statements::new(&opened.db).map_err(|error| failed("written", &error))?;
         let handover = Arc::new(Handover::new(tuning));
         let mut scribe = Scribe {
             handover: handover.clone(),
             taken: Waiting::default(),
             failing: false,
             path: opened.path.display().to_string(),
-            db: opened.db,
-            _lock: opened.lock,
         };
         let thread = thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || scribe.run());
+            .spawn(move || {
+                let Opened {
+                    db, lock: _lock, ..
+                } = opened;
+                scribe.run(&db)
+            });
         let thread = thread.map_err(|error| {
             let message = format!("the store's thread can't be started: {error}");
             Error::new(Code::StoreFailed, message)
@@ -69,18 +74,43 @@ impl Writer {
         self.handover.is_settled()
     }
 
-    /// Has one statement run after all that was put into the queue before, and waits until it is
+    /// Submits a job; durable when it returns.
+    pub(super) async fn submit(&self, submission: Submission) -> Result<Submitted> {
+        self.ready().await?;
+        let submission = Box::new(submission);
+        self.awaited(|answer| Op::Submit(submission, answer)).await
+    }
+
+    /// Ends a job; durable when it returns.
+    pub(super) async fn finish(
+        &self,
+        job: JobId,
+        attempt: Attempt,
+        ending: Box<Ending>,
+    ) -> Result<bool> {
+        let finish = |answer| Finish {
+            job,
+            attempt,
+            ending,
+            answer: Some(answer),
+        };
+        self.awaited(|answer| Op::Finish(None, finish(answer)))
+            .await
+    }
+
+    /// Has a step done after all that was put into the queue before, and waits until it is
     /// durable.
     pub(super) async fn call<T: Send + 'static>(
         &self,
-        step: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        step: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.awaited(|answer| Op::Call(Box::new(Step { step, answer })))
+            .await
+    }
+
+    async fn awaited<T>(&self, op: impl FnOnce(Answer<T>) -> Op) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.handover.push_call(Box::new(Step {
-            step: Some(step),
-            done: None,
-            reply,
-        }));
+        self.handover.push_awaited(op(Answer::new(reply)));
         // The sender is only dropped unanswered if the thread is gone.
         answer.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -105,23 +135,18 @@ impl Drop for Writer {
 }
 
 struct Step<F, T> {
-    step: Option<F>,
-    done: Option<T>,
-    reply: oneshot::Sender<Result<T>>,
+    step: F,
+    answer: Answer<T>,
 }
 
-impl<T: Send, F: FnOnce(&Connection) -> rusqlite::Result<T> + Send> Call for Step<F, T> {
+impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Call for Step<F, T> {
     fn apply(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        if let Some(step) = self.step.take() {
-            self.done = Some(step(db)?);
-        }
+        self.answer.done = Some((self.step)(db)?);
         Ok(())
     }
 
     fn answer(self: Box<Self>, committed: Result<()>) {
-        let Step { done, reply, .. } = *self;
-        // Whoever dropped the future does not want to know.
-        let _ = reply.send(committed.and_then(|()| done.ok_or_else(closed)));
+        self.answer.send(committed);
     }
 }
 
@@ -131,8 +156,6 @@ struct Scribe {
     taken: Waiting,
     failing: bool,
     path: String,
-    db: Connection,
-    _lock: File,
 }
 
 /// Whatever ends the thread, nobody may wait for it any longer.
@@ -145,23 +168,24 @@ impl Drop for Farewell {
 }
 
 impl Scribe {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self, db: &Connection) -> Result<()> {
         let _farewell = Farewell(self.handover.clone());
+        let mut statements = Statements::new(db).map_err(|error| failed("written", &error))?;
         while self.handover.take(&mut self.taken) {
-            self.write_taken()?;
+            self.write_taken(&mut statements)?;
         }
         Ok(())
     }
 
     /// Writes all that was taken, batch by batch, again and again until it succeeds. Fails only
     /// when the store is to be closed.
-    fn write_taken(&mut self) -> Result<()> {
+    fn write_taken(&mut self, statements: &mut Statements<'_>) -> Result<()> {
         let mut retry = self.handover.tuning.retry_first;
         let mut done = 0;
         while done < self.taken.ops.len() {
             let last_try = self.handover.is_closing();
             let (end, text_bytes) = self.batch_from(done);
-            match self.commit(done, end) {
+            match self.commit(statements, done, end) {
                 Ok(()) => {
                     self.note_success();
                     for op in &mut self.taken.ops[done..end] {
@@ -173,7 +197,9 @@ impl Scribe {
                 }
                 Err(error) => {
                     let error = self.note_failure(done, &error);
-                    self.taken.answer_all(&error);
+                    for op in &mut self.taken.ops[done..] {
+                        op.answer(Err(error.clone()));
+                    }
                     let changes = self.changes_from(done);
                     if changes == 0 {
                         break;
@@ -207,19 +233,25 @@ impl Scribe {
         (end, text_bytes)
     }
 
-    fn commit(&mut self, start: usize, end: usize) -> rusqlite::Result<()> {
-        // Dropped on an error, the transaction is rolled back.
-        let transaction = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
-        let mut statements = Statements::new(&transaction)?;
-        for op in &mut self.taken.ops[start..end] {
-            match op.apply(&mut statements) {
-                Ok(()) => {}
-                Err(error) if is_about_the_step(&error) => refuse(op, &error),
-                Err(error) => return Err(error),
-            }
+    /// Commits a batch. A step that fails by itself is refused, and all others are done again
+    /// without it, so that nothing of it is left.
+    fn commit(
+        &mut self,
+        statements: &mut Statements<'_>,
+        start: usize,
+        end: usize,
+    ) -> rusqlite::Result<()> {
+        let batch = &mut self.taken.ops[start..end];
+        loop {
+            // Dropped before its commit, the transaction is rolled back.
+            let db = statements.db;
+            let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+            let Some((op, error)) = apply(statements, batch)? else {
+                return transaction.commit();
+            };
+            drop(transaction);
+            refuse(op, &error);
         }
-        drop(statements);
-        transaction.commit()
     }
 
     fn changes_from(&self, start: usize) -> usize {
@@ -254,10 +286,29 @@ impl Scribe {
     }
 }
 
+/// Does the steps of a batch, as parts of the transaction that is open; gives back the one that is
+/// to blame for it if that can't be.
+fn apply<'a>(
+    statements: &mut Statements<'_>,
+    batch: &'a mut [Op],
+) -> rusqlite::Result<Option<(&'a mut Op, rusqlite::Error)>> {
+    statements.begin();
+    for op in batch {
+        match op.apply(statements) {
+            Ok(()) => {}
+            Err(error) if is_about_the_step(&error) => return Ok(Some((op, error))),
+            Err(error) => return Err(error),
+        }
+    }
+    statements.end()?;
+    Ok(None)
+}
+
 /// Drops a step that would fail for ever and keep all others from being written.
 fn refuse(op: &mut Op, error: &rusqlite::Error) {
     if op.is_change() {
         tracing::error!("a change of a job can't be written and is dropped: {error}");
     }
     op.answer(Err(failed("written", error)));
+    *op = Op::Nothing;
 }

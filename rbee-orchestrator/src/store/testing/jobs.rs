@@ -279,7 +279,7 @@ pub(super) fn happens<S: Store>(store: &S, change: JobChange, expected: &mut Job
 /// What a change does by the rules of [`JobRecord`] itself.
 pub(super) fn apply(job: &mut JobRecord, change: JobChange) {
     match change {
-        JobChange::Submitted(_) => {}
+        JobChange::Submitted { .. } => {}
         JobChange::Claimed {
             attempt,
             placed,
@@ -287,6 +287,13 @@ pub(super) fn apply(job: &mut JobRecord, change: JobChange) {
             ..
         } => {
             job.claim(attempt, placed, at);
+        }
+        JobChange::Requeued {
+            attempt,
+            not_before,
+            ..
+        } => {
+            job.requeue(attempt, not_before);
         }
         JobChange::Finished {
             attempt, ending, ..

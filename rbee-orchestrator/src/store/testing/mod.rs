@@ -22,7 +22,9 @@ mod samples;
 use std::future::Future;
 
 use super::Store;
-pub use samples::{cancelled, claimed, complete_hive, ended_job, finished, queued_job};
+pub use samples::{
+    cancelled, claimed, complete_hive, ended_job, finished, queued_job, requeued, submitted,
+};
 
 /// Tells which check it was when one panics.
 struct Running(&'static str);

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::jobs::{find, happens, late_changes};
 use super::samples::{cancelled, claimed, queued_job, submitted};
 use crate::domain::{JobRecord, JobState, UnixMillis};
-use crate::store::Store;
+use crate::store::{Recovered, Store};
 
 /// A queued, a running and an ended job.
 fn one_in_each_state<S: Store>(store: &S, owner: Uuid) -> [JobRecord; 3] {
@@ -24,8 +24,11 @@ pub(super) async fn recovery_ends_only_open_jobs_of_other_owners<S: Store>(store
     let (gone, here) = (Uuid::from_u128(1), Uuid::from_u128(2));
     let now = UnixMillis(1_800_000_000_000);
     let jobs = [gone, here].map(|owner| one_in_each_state(store, owner));
-    let count = store.recover(here, now).await.expect("jobs are recovered");
-    assert_eq!(count, 2, "one was queued and one was running");
+    let count = store
+        .recover(here, now, 5)
+        .await
+        .expect("jobs are recovered");
+    assert_eq!(count.interrupted, 2, "one was queued and one was running");
     for before in jobs.into_iter().flatten() {
         let after = find(store, before.id).await;
         if before.owner == here || before.state.is_ended() {
@@ -46,10 +49,10 @@ pub(super) async fn recovery_ends_only_open_jobs_of_other_owners<S: Store>(store
         );
     }
     let again = store
-        .recover(here, now)
+        .recover(here, now, 5)
         .await
         .expect("nothing is recovered");
-    assert_eq!(again, 0);
+    assert_eq!(again, Recovered::default());
 }
 
 pub(super) async fn a_recovered_job_is_over<S: Store>(store: &S) {
@@ -57,8 +60,8 @@ pub(super) async fn a_recovered_job_is_over<S: Store>(store: &S) {
     store.record(submitted(&job));
     store.record(claimed(job.id, 1));
     let other = Uuid::from_u128(2);
-    let count = store.recover(other, UnixMillis(0)).await;
-    assert_eq!(count.expect("jobs are recovered"), 1);
+    let count = store.recover(other, UnixMillis(0), 5).await;
+    assert_eq!(count.expect("jobs are recovered").interrupted, 1);
     let after = find(store, job.id).await;
     for late in late_changes(job.id) {
         store.record(late);

@@ -180,8 +180,23 @@ fn finish(
     }
 }
 
-pub(super) fn submitted(job: &JobRecord) -> JobChange {
-    JobChange::Submitted(Box::new(job.clone()))
+/// The submission of a job whose request is not kept.
+#[must_use]
+pub fn submitted(job: &JobRecord) -> JobChange {
+    JobChange::Submitted {
+        record: Box::new(job.clone()),
+        request: None,
+    }
+}
+
+/// The retreat of an attempt, whose job waits a while before the next.
+#[must_use]
+pub fn requeued(job: JobId, attempt: Attempt) -> JobChange {
+    JobChange::Requeued {
+        job,
+        attempt,
+        not_before: Some(UnixMillis(1_700_000_000_015)),
+    }
 }
 
 pub(super) fn hive_id(name: &str) -> HiveId {

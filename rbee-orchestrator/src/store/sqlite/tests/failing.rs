@@ -192,7 +192,7 @@ async fn a_change_that_can_never_be_written_does_not_hold_up_the_others() {
         correlation_id: "bad".into(),
         ..queued_job()
     };
-    store.record(JobChange::Submitted(Box::new(bad)));
+    store.record(submitted(&bad));
     let last = submit(&store);
     assert_eq!(all_jobs(&store).await, [last, first]);
 }

@@ -8,7 +8,7 @@ mod same_as_memory;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::testing::{conformance, queued_job};
+use crate::store::testing::{conformance, queued_job, submitted};
 
 #[tokio::test]
 async fn a_sqlite_store_conforms() {
@@ -39,7 +39,10 @@ async fn open_jobs_are_found_by_their_own_index() {
             jobs::list_sql(&JobFilter::default(), true),
             "SEARCH jobs USING PRIMARY KEY",
         ),
-        (jobs::RECOVER.to_owned(), "SCAN jobs USING INDEX jobs_open"),
+        (
+            upkeep::INTERRUPT.to_owned(),
+            "SCAN jobs USING INDEX jobs_open",
+        ),
     ] {
         let plan = plan(&store, &sql).await;
         assert!(plan.contains(expected), "{plan} for {sql}");
@@ -68,7 +71,7 @@ async fn new_store(tuning: Tuning) -> (TempDir, SqliteStore) {
 async fn open_quick(folder: &TempDir, tuning: Tuning) -> SqliteStore {
     let path = folder.path().join("queen.db");
     let busy_timeout = Duration::from_millis(10);
-    SqliteStore::open_with(path, tuning, busy_timeout)
+    SqliteStore::open_tuned(path, Synchronous::Full, tuning, busy_timeout)
         .await
         .unwrap()
 }
@@ -76,7 +79,7 @@ async fn open_quick(folder: &TempDir, tuning: Tuning) -> SqliteStore {
 /// Submits a job, and does not wait for it.
 fn submit(store: &SqliteStore) -> JobRecord {
     let job = queued_job();
-    store.record(JobChange::Submitted(Box::new(job.clone())));
+    store.record(submitted(&job));
     job
 }
 

@@ -58,8 +58,7 @@ impl Case {
         match *deed {
             Deed::Submit(job) => {
                 if !std::mem::replace(&mut self.submitted[job], true) {
-                    let record = Box::new(self.jobs[job].clone());
-                    store.record(JobChange::Submitted(record));
+                    store.record(submitted(&self.jobs[job]));
                 }
             }
             Deed::Claim(job, attempt) => store.record(claimed(self.jobs[job].id, attempt)),
@@ -72,7 +71,9 @@ impl Case {
                 store.put_hive(hive).await.unwrap();
             }
             Deed::Recover(owner) => {
-                let recovered = store.recover(Uuid::from_u128(owner), UnixMillis(1)).await;
+                let recovered = store
+                    .recover(Uuid::from_u128(owner), UnixMillis(1), 2)
+                    .await;
                 return format!("{recovered:?}");
             }
         }

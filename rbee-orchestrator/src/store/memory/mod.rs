@@ -1,34 +1,28 @@
 //! A store in memory.
 
-use std::collections::{BTreeMap, VecDeque};
+mod tables;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use self::tables::Tables;
 use super::page::{page, read_cursor};
-use super::{JobChange, Store, interrupted};
+use super::{JobChange, Recovered, Store, Submission, Submitted};
 use crate::domain::{
-    Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, Outcome, UnixMillis,
+    Attempt, Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, Tenant, TenantId,
+    UnixMillis, UsageFilter, UsageRow,
 };
 use crate::error::Result;
 
 /// Keeps everything in memory, for tests and for services that need nothing after a restart.
 ///
 /// It is bounded: of the jobs that have ended it keeps the [`MemoryStore::ENDED_JOBS`] (or as many
-/// as [`MemoryStore::with_ended_jobs`] says) that ended last.
+/// as [`MemoryStore::with_ended_jobs`] says) that ended last. A key goes with its job.
 #[derive(Debug)]
 pub struct MemoryStore {
     tables: Mutex<Tables>,
-}
-
-#[derive(Debug, Default)]
-struct Tables {
-    hives: BTreeMap<HiveId, HiveRecord>,
-    jobs: BTreeMap<JobId, JobRecord>,
-    /// Ended jobs, the first to end in front.
-    ended: VecDeque<JobId>,
-    ended_max: usize,
 }
 
 impl MemoryStore {
@@ -44,12 +38,8 @@ impl MemoryStore {
     /// An empty store that keeps the last `ended_max` ended jobs.
     #[must_use]
     pub fn with_ended_jobs(ended_max: usize) -> Self {
-        let tables = Tables {
-            ended_max,
-            ..Tables::default()
-        };
         MemoryStore {
-            tables: Mutex::new(tables),
+            tables: Mutex::new(Tables::new(ended_max)),
         }
     }
 
@@ -62,55 +52,6 @@ impl MemoryStore {
 impl Default for MemoryStore {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Tables {
-    fn apply(&mut self, change: JobChange) {
-        match change {
-            JobChange::Submitted(record) => self.submit(*record),
-            JobChange::Claimed {
-                job,
-                attempt,
-                placed,
-                at,
-            } => {
-                if let Some(record) = self.jobs.get_mut(&job) {
-                    record.claim(attempt, placed, at);
-                }
-            }
-            JobChange::Finished {
-                job,
-                attempt,
-                ending,
-            } => {
-                let record = self.jobs.get_mut(&job);
-                if record.is_some_and(|record| record.finish(attempt, *ending)) {
-                    self.note_ended(job);
-                }
-            }
-        }
-    }
-
-    fn submit(&mut self, record: JobRecord) {
-        let (id, ended) = (record.id, record.state.is_ended());
-        if self.jobs.contains_key(&id) {
-            tracing::error!(job = %id, "a job was submitted twice; the second one is dropped");
-            return;
-        }
-        self.jobs.insert(id, record);
-        if ended {
-            self.note_ended(id);
-        }
-    }
-
-    fn note_ended(&mut self, job: JobId) {
-        self.ended.push_back(job);
-        while self.ended.len() > self.ended_max {
-            if let Some(first) = self.ended.pop_front() {
-                self.jobs.remove(&first);
-            }
-        }
     }
 }
 
@@ -129,12 +70,42 @@ impl Store for MemoryStore {
         Ok(self.tables().hives.values().cloned().collect())
     }
 
+    async fn put_tenant(&self, tenant: Tenant) -> Result<()> {
+        self.tables().tenants.insert(tenant.id.clone(), tenant);
+        Ok(())
+    }
+
+    async fn remove_tenant(&self, id: &TenantId) -> Result<bool> {
+        Ok(self.tables().tenants.remove(id).is_some())
+    }
+
+    async fn tenants(&self) -> Result<Vec<Tenant>> {
+        Ok(self.tables().tenants.values().cloned().collect())
+    }
+
     async fn ready(&self) -> Result<()> {
         Ok(())
     }
 
+    async fn submit(&self, submission: Submission) -> Result<Submitted> {
+        Ok(self.tables().submit(submission))
+    }
+
+    async fn submission(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+        at: UnixMillis,
+    ) -> Result<Option<JobRecord>> {
+        Ok(self.tables().by_key(tenant, key, at).cloned())
+    }
+
     fn record(&self, change: JobChange) {
         self.tables().apply(change);
+    }
+
+    async fn finish(&self, job: JobId, attempt: Attempt, ending: Ending) -> Result<bool> {
+        Ok(self.tables().finish(job, attempt, ending))
     }
 
     async fn flush(&self) -> Result<()> {
@@ -143,6 +114,10 @@ impl Store for MemoryStore {
 
     async fn job(&self, id: JobId) -> Result<Option<JobRecord>> {
         Ok(self.tables().jobs.get(&id).cloned())
+    }
+
+    async fn request(&self, id: JobId) -> Result<Option<Vec<u8>>> {
+        Ok(self.tables().requests.get(&id).cloned())
     }
 
     async fn jobs(&self, filter: &JobFilter, limit: usize, after: Option<&str>) -> Result<JobPage> {
@@ -154,21 +129,21 @@ impl Store for MemoryStore {
         Ok(page(jobs, limit))
     }
 
-    async fn recover(&self, owner: Uuid, at: UnixMillis) -> Result<u64> {
-        let mut tables = self.tables();
-        let open = tables.jobs.values().filter(|job| !job.state.is_ended());
-        let orphans = open.filter(|job| job.owner != owner);
-        let orphans: Vec<_> = orphans.map(|job| (job.id, job.attempt)).collect();
-        let count = orphans.len() as u64;
-        for (job, attempt) in orphans {
-            let ending = Box::new(Ending::new(Outcome::Failed(interrupted()), at));
-            tables.apply(JobChange::Finished {
-                job,
-                attempt,
-                ending,
-            });
-        }
-        Ok(count)
+    async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>> {
+        Ok(self.tables().usage(filter))
+    }
+
+    async fn recover(
+        &self,
+        owner: Uuid,
+        at: UnixMillis,
+        max_attempts: Attempt,
+    ) -> Result<Recovered> {
+        Ok(self.tables().recover(owner, at, max_attempts))
+    }
+
+    async fn purge(&self, ended_before: UnixMillis, now: UnixMillis, limit: usize) -> Result<u64> {
+        Ok(self.tables().purge(ended_before, now, limit))
     }
 }
 
@@ -198,7 +173,7 @@ mod tests {
         let store = MemoryStore::with_ended_jobs(2);
         let jobs: Vec<JobRecord> = (0..4).map(|_| testing::queued_job()).collect();
         for job in &jobs {
-            store.record(JobChange::Submitted(Box::new(job.clone())));
+            store.record(testing::submitted(job));
         }
         for ended in [3, 1, 2] {
             store.record(testing::cancelled(jobs[ended].id, 0));

@@ -1,0 +1,337 @@
+//! The steps of jobs in SQL, by the same rules as [`JobRecord`] has in memory.
+
+use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
+
+use super::codes::{kind_code, priority_code, state_code};
+use super::jobs::{self, checked};
+use super::usage::{self, Sums};
+use crate::domain::{Attempt, Ending, JobId, JobRecord, ModelRef, PlacedOn, TenantId, UnixMillis};
+use crate::store::steps::compare;
+use crate::store::{Submission, Submitted};
+
+const INSERT: &str = "INSERT INTO jobs (id, kind, priority, state, attempt, owner, model, tenant, \
+     session, worker, hive, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
+     tokens_estimated, error_code, error_message, correlation_id, result, asynchronous, \
+     idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+     ON CONFLICT DO NOTHING";
+
+const CLAIM: &str = "UPDATE jobs SET state = 1, attempt = ?2, worker = ?3, hive = ?4, why = ?5, \
+     started_at = ?6, model = ?7, not_before = NULL \
+     WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1";
+
+const REQUEUE: &str = "UPDATE jobs SET state = 0, not_before = ?3 \
+     WHERE id = ?1 AND state = 1 AND attempt = ?2";
+
+const FINISH: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, tokens_out = ?6, \
+     tokens_estimated = ?7, error_code = coalesce(?8, error_code), \
+     error_message = coalesce(?9, error_message), result = ?10, inference_ms = ?11, \
+     slot_ms = ?12, stop_reason = ?13, not_before = NULL \
+     WHERE id = ?1 AND state < 2 AND attempt = ?2 RETURNING tenant, model, asynchronous";
+
+/// [`CLAIM`] and [`FINISH`] of the same attempt in one write.
+const RUN: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, tokens_out = ?6, \
+     tokens_estimated = ?7, error_code = coalesce(?8, error_code), \
+     error_message = coalesce(?9, error_message), result = ?10, inference_ms = ?11, \
+     slot_ms = ?12, stop_reason = ?13, not_before = NULL, attempt = ?2, worker = ?14, \
+     hive = ?15, why = ?16, started_at = ?17, model = ?18 \
+     WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1 RETURNING tenant, model, asynchronous";
+
+const PUT_REQUEST: &str = "INSERT INTO requests (job, body) VALUES (?, ?)";
+
+pub(super) const DROP_REQUEST: &str = "DELETE FROM requests WHERE job = ?";
+
+const PUT_KEY: &str = "INSERT OR REPLACE INTO idempotency (tenant, key, job, expires_at) \
+     VALUES (?, ?, ?, ?)";
+
+const FIND_KEY: &str = "SELECT job FROM idempotency \
+     WHERE tenant = ?1 AND key = ?2 AND expires_at > ?3";
+
+/// A dispatch.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) job: JobId,
+    pub(super) attempt: Attempt,
+    pub(super) placed: PlacedOn,
+    pub(super) at: UnixMillis,
+}
+
+/// The writer's statements, compiled once, and what the open transaction has counted.
+pub(super) struct Statements<'db> {
+    pub(super) db: &'db Connection,
+    insert: Statement<'db>,
+    claim: Statement<'db>,
+    requeue: Statement<'db>,
+    finish: Statement<'db>,
+    run: Statement<'db>,
+    put_request: Statement<'db>,
+    drop_request: Statement<'db>,
+    put_key: Statement<'db>,
+    find_key: Statement<'db>,
+    add_usage: Statement<'db>,
+    sums: Sums,
+}
+
+impl<'db> Statements<'db> {
+    pub(super) fn new(db: &'db Connection) -> rusqlite::Result<Self> {
+        Ok(Statements {
+            db,
+            insert: db.prepare(INSERT)?,
+            claim: db.prepare(CLAIM)?,
+            requeue: db.prepare(REQUEUE)?,
+            finish: db.prepare(FINISH)?,
+            run: db.prepare(RUN)?,
+            put_request: db.prepare(PUT_REQUEST)?,
+            drop_request: db.prepare(DROP_REQUEST)?,
+            put_key: db.prepare(PUT_KEY)?,
+            find_key: db.prepare(FIND_KEY)?,
+            add_usage: db.prepare(usage::ADD)?,
+            sums: Sums::default(),
+        })
+    }
+
+    /// To be called when a transaction begins.
+    pub(super) fn begin(&mut self) {
+        self.sums.clear();
+    }
+
+    /// Writes what the transaction has counted; to be called before it is committed.
+    pub(super) fn end(&mut self) -> rusqlite::Result<()> {
+        self.sums.write(&mut self.add_usage)
+    }
+
+    /// Writes a new job, in whatever state it is; says whether it was new.
+    pub(super) fn insert(
+        &mut self,
+        job: &JobRecord,
+        request: Option<&[u8]>,
+    ) -> rusqlite::Result<bool> {
+        let placed = job.placed.as_ref();
+        let written = self.insert.execute(params![
+            job.id.0.as_bytes(),
+            kind_code(job.kind),
+            priority_code(job.priority),
+            state_code(job.state),
+            job.attempt,
+            job.owner.as_bytes(),
+            job.model.as_str(),
+            job.tenant.as_str(),
+            job.session.as_ref().map(|session| session.as_str()),
+            placed.map(|placed| placed.worker.as_str()),
+            placed.and_then(|placed| placed.hive.as_ref().map(|hive| hive.as_str())),
+            placed.map(|placed| placed.why.as_str()),
+            job.submitted_at.0,
+            job.started_at.map(|at| at.0),
+            job.ended_at.map(|at| at.0),
+            job.usage.map(|usage| usage.tokens_in.cast_signed()),
+            job.usage.map(|usage| usage.tokens_out.cast_signed()),
+            job.usage.map(|usage| usage.estimated),
+            job.error_code,
+            job.error_message,
+            job.correlation_id,
+            job.result,
+            job.asynchronous,
+            job.idempotency_key,
+            job.request_hash.as_ref().map(|hash| &hash.0),
+            job.not_before.map(|at| at.0),
+            job.times.inference_ms.cast_signed(),
+            job.times.slot_ms.cast_signed(),
+            job.stop.map(|stop| stop.as_str()),
+        ])?;
+        if written == 0 {
+            return Ok(false);
+        }
+        let ended = job.state.is_ended();
+        if let Some(request) = request.filter(|_| !(ended && job.asynchronous)) {
+            self.put_request
+                .execute(params![job.id.0.as_bytes(), request])?;
+        }
+        self.sums.add_record(job);
+        Ok(true)
+    }
+
+    /// Writes a new job with its key, unless it is a repeated one.
+    pub(super) fn submit(&mut self, submission: &Submission) -> rusqlite::Result<Submitted> {
+        let job = &submission.record;
+        if let Some(first) = self.first(job)? {
+            return Ok(compare(job, first));
+        }
+        if !self.insert(job, submission.request.as_deref())?
+            && let Some(twin) = jobs::find(self.db, job.id)?
+        {
+            return Ok(compare(job, twin));
+        }
+        if let Some(key) = &job.idempotency_key {
+            self.put_key.execute(params![
+                job.tenant.as_str(),
+                key,
+                job.id.0.as_bytes(),
+                submission.key_expires_at.0,
+            ])?;
+        }
+        Ok(Submitted::New)
+    }
+
+    fn first(&mut self, job: &JobRecord) -> rusqlite::Result<Option<JobRecord>> {
+        let Some(key) = &job.idempotency_key else {
+            return Ok(None);
+        };
+        let first = find_key(&mut self.find_key, &job.tenant, key, job.submitted_at)?;
+        first.map_or(Ok(None), |first| jobs::find(self.db, first))
+    }
+
+    /// See [`JobRecord::claim`].
+    pub(super) fn claim(&mut self, claim: &Claim) -> rusqlite::Result<()> {
+        let placed = &claim.placed;
+        self.claim.execute(params![
+            claim.job.0.as_bytes(),
+            claim.attempt,
+            placed.worker.as_str(),
+            placed.hive.as_ref().map(|hive| hive.as_str()),
+            placed.why,
+            claim.at.0,
+            placed.model.as_str(),
+        ])?;
+        Ok(())
+    }
+
+    /// See [`JobRecord::requeue`].
+    pub(super) fn requeue(
+        &mut self,
+        job: JobId,
+        attempt: Attempt,
+        not_before: Option<UnixMillis>,
+    ) -> rusqlite::Result<()> {
+        let not_before = not_before.map(|at| at.0);
+        self.requeue
+            .execute(params![job.0.as_bytes(), attempt, not_before])?;
+        Ok(())
+    }
+
+    /// See [`JobRecord::finish`].
+    pub(super) fn finish(
+        &mut self,
+        job: JobId,
+        attempt: Attempt,
+        ending: &Ending,
+    ) -> rusqlite::Result<bool> {
+        let error = ending.outcome.error();
+        let ended = self.finish.query_row(
+            params![
+                job.0.as_bytes(),
+                attempt,
+                state_code(ending.outcome.state()),
+                ending.at.0,
+                ending.usage.map(|usage| usage.tokens_in.cast_signed()),
+                ending.usage.map(|usage| usage.tokens_out.cast_signed()),
+                ending.usage.map(|usage| usage.estimated),
+                error.map(|error| error.code.as_str()),
+                error.map(|error| error.message.as_str()),
+                ending.result,
+                ending.times.inference_ms.cast_signed(),
+                ending.times.slot_ms.cast_signed(),
+                ending.stop.map(|stop| stop.as_str()),
+            ],
+            Ended::read,
+        );
+        self.note_ended(job, ended.optional()?, ending)
+    }
+
+    /// A dispatch and the ending of that attempt.
+    pub(super) fn run(&mut self, claim: &Claim, ending: &Ending) -> rusqlite::Result<bool> {
+        let (placed, error) = (&claim.placed, ending.outcome.error());
+        let ended = self.run.query_row(
+            params![
+                claim.job.0.as_bytes(),
+                claim.attempt,
+                state_code(ending.outcome.state()),
+                ending.at.0,
+                ending.usage.map(|usage| usage.tokens_in.cast_signed()),
+                ending.usage.map(|usage| usage.tokens_out.cast_signed()),
+                ending.usage.map(|usage| usage.estimated),
+                error.map(|error| error.code.as_str()),
+                error.map(|error| error.message.as_str()),
+                ending.result,
+                ending.times.inference_ms.cast_signed(),
+                ending.times.slot_ms.cast_signed(),
+                ending.stop.map(|stop| stop.as_str()),
+                placed.worker.as_str(),
+                placed.hive.as_ref().map(|hive| hive.as_str()),
+                placed.why,
+                claim.at.0,
+                placed.model.as_str(),
+            ],
+            Ended::read,
+        );
+        match ended.optional()? {
+            // The claim does not win, so the ending is on its own.
+            None => self.finish(claim.job, claim.attempt, ending),
+            ended => self.note_ended(claim.job, ended, ending),
+        }
+    }
+
+    fn note_ended(
+        &mut self,
+        job: JobId,
+        ended: Option<Ended>,
+        ending: &Ending,
+    ) -> rusqlite::Result<bool> {
+        let Some(ended) = ended else {
+            return Ok(false);
+        };
+        if ended.asynchronous {
+            self.drop_request.execute([job.0.as_bytes()])?;
+        }
+        self.sums.add_ending(ended.tenant, ended.model, ending);
+        Ok(true)
+    }
+}
+
+/// What is to be known of a job that has just ended.
+pub(super) struct Ended {
+    pub(super) tenant: TenantId,
+    pub(super) model: ModelRef,
+    pub(super) asynchronous: bool,
+}
+
+impl Ended {
+    /// From the columns `tenant, model, asynchronous`.
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Ended {
+            tenant: checked(row, 0)?,
+            model: checked(row, 1)?,
+            asynchronous: row.get(2)?,
+        })
+    }
+}
+
+fn find_key(
+    find: &mut Statement<'_>,
+    tenant: &TenantId,
+    key: &str,
+    at: UnixMillis,
+) -> rusqlite::Result<Option<JobId>> {
+    let found = find.query_row(params![tenant.as_str(), key, at.0], |row| {
+        row.get(0).map(|id| JobId(uuid::Uuid::from_bytes(id)))
+    });
+    found.optional()
+}
+
+/// The job that an unexpired key finds.
+pub(super) fn by_key(
+    db: &Connection,
+    tenant: &TenantId,
+    key: &str,
+    at: UnixMillis,
+) -> rusqlite::Result<Option<JobRecord>> {
+    let mut find = db.prepare_cached(FIND_KEY)?;
+    let first = find_key(&mut find, tenant, key, at)?;
+    first.map_or(Ok(None), |first| jobs::find(db, first))
+}
+
+/// What a job asks for.
+pub(super) fn request(db: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<u8>>> {
+    let mut find = db.prepare_cached("SELECT body FROM requests WHERE job = ?")?;
+    let found = find.query_row([id.0.as_bytes()], |row| row.get(0));
+    found.optional()
+}
