@@ -1,13 +1,14 @@
 //! Admission: a request is dispatched, taken into the queue, or refused at once.
 
-use crate::domain::{HiveId, JobId, Now};
-use crate::error::{Code, Error};
+use crate::domain::{HiveId, JobId, Mono, Now};
+use crate::error::{Code, Error, Result};
 use crate::scheduler::Placement;
 
 use super::Brain;
-use super::event::{Action, Due, Job, JobRequest, Phase};
+use super::event::{Action, JobRequest};
+use super::job::{Job, NEVER, Phase};
 use super::names::Meaning;
-use super::queue::{GroupKey, Turn};
+use super::queue::GroupKey;
 
 pub(super) fn shutting_down() -> Error {
     Error::new(
@@ -16,55 +17,60 @@ pub(super) fn shutting_down() -> Error {
     )
 }
 
+/// A request that may come in, with what was found out about it.
+pub(super) struct Admitted {
+    key: GroupKey,
+    /// The model's name, while it is not known what that means.
+    pub(super) tentative: Option<String>,
+    /// Where it goes; `None` if others of its group wait.
+    pub(super) placement: Option<Placement>,
+}
+
 impl Brain {
     pub(super) fn submit(&mut self, now: Now, request: Box<JobRequest>, out: &mut Vec<Action>) {
         let id = request.id;
-        let (model, tentative) = match self.admit(now, &request) {
-            Err(error) => return self.refuse(now, id, error, out),
-            Ok(Meaning::Certain(model)) => (model, None),
-            Ok(Meaning::Fallback(model)) => (model, Some(request.model.clone())),
-        };
-        let key = GroupKey::of(&request, model);
-        let turn = Turn {
-            class: request.priority,
-            job: id,
-        };
-        let first = !self.queue.is_waiting(&key);
-        let placement = first.then(|| self.place(now, &key));
-        match placement {
-            Some(Placement::Reject(error)) => self.refuse(now, id, error, out),
-            Some(Placement::Route { worker, why }) if self.may_take(&key, &worker) => {
-                self.enter(now, request, key.clone());
-                self.dispatch(now, id, &key.model, &worker, why, out);
-            }
-            _ if !self
-                .config
-                .queue
-                .capacity_interactive
-                .has_room(self.queue.len()) =>
-            {
-                self.refuse(now, id, self.at_capacity(), out);
-            }
-            placement => {
-                self.enter(now, request, key.clone());
-                let position = self.queue.push(key.clone(), turn, tentative);
-                out.push(Action::Queued {
-                    job: id,
-                    position,
-                    wait: None,
-                });
-                match placement {
-                    Some(placement) => {
-                        self.act_on(now, &key, placement, out);
-                    }
-                    None => self.join(now, &key, id, out),
-                }
+        match self.let_in(now, &request, out) {
+            Err(error) => self.refuse(now, id, error, out),
+            Ok(admitted) => {
+                let Admitted {
+                    key,
+                    tentative,
+                    placement,
+                } = admitted;
+                self.enter(now, request, key);
+                self.begin(now, id, tentative, placement, out);
             }
         }
     }
 
-    /// Whether the request may come in at all, and which model it means.
-    fn admit(&self, now: Now, request: &JobRequest) -> Result<Meaning, Error> {
+    /// Whether a request may come in.
+    fn let_in(
+        &mut self,
+        now: Now,
+        request: &JobRequest,
+        out: &mut Vec<Action>,
+    ) -> Result<Admitted> {
+        let (model, tentative) = match self.validate(now, request)? {
+            Meaning::Certain(model) => (model, None),
+            Meaning::Fallback(model) => (model, Some(request.model.clone())),
+        };
+        let key = GroupKey::of(request, model);
+        let first = self.queue.group(&key).is_none();
+        let placement = first.then(|| self.place(now, &key));
+        match placement {
+            Some(Placement::Reject(error)) => return Err(error),
+            Some(Placement::Route { ref worker, .. }) if self.may_take(&key, worker) => {}
+            _ => self.make_room(now, request, &key, out)?,
+        }
+        Ok(Admitted {
+            key,
+            tentative,
+            placement,
+        })
+    }
+
+    /// Whether the request makes sense, and which model it means.
+    fn validate(&self, now: Now, request: &JobRequest) -> Result<Meaning> {
         if self.draining {
             return Err(shutting_down());
         }
@@ -82,14 +88,6 @@ impl Brain {
         self.names.resolve(&request.model)
     }
 
-    fn at_capacity(&self) -> Error {
-        let waiting = self.queue.len();
-        Error::new(
-            Code::SystemAtCapacity,
-            format!("{waiting} requests wait already, as many as may; ask again later"),
-        )
-    }
-
     pub(super) fn hive_not_found(&self, hive: &HiveId) -> Error {
         let known: Vec<&str> = self.hives.keys().map(HiveId::as_str).collect();
         let message = format!("there is no hive {hive}; there is {}", known.join(", "));
@@ -98,26 +96,62 @@ impl Brain {
 
     /// Takes the job in, with its deadlines.
     fn enter(&mut self, now: Now, request: Box<JobRequest>, key: GroupKey) {
-        let id: JobId = request.id;
-        let total = now.mono + request.total_timeout;
-        let total_deadline = match request.deadline {
+        let total = match request.asynchronous {
+            // Its time counts from each dispatch.
+            true => NEVER,
+            false => now.mono + request.total_timeout,
+        };
+        let end_by = match request.deadline {
             Some(deadline) => total.min(now.mono + deadline.since(now.wall)),
             None => total,
         };
-        let queue_deadline = now.mono + request.queue_timeout;
-        let due = match queue_deadline < total_deadline {
-            true => (queue_deadline, Due::Queue(id)),
-            false => (total_deadline, Due::Total(id)),
-        };
-        self.due.insert(due.clone());
+        let waited = now.wall.since(request.submitted_at);
+        let promote_after = self.config.queue.promote_after.saturating_sub(waited);
         let job = Job {
-            request,
             key,
-            attempt: 0,
+            class: request.priority,
+            returned: false,
+            attempt: request.attempts,
             phase: Phase::Waiting,
-            total_deadline,
-            due,
+            end_by,
+            patience: request.queue_timeout,
+            promote_at: now.mono + promote_after,
+            due: None,
+            takes_room: false,
+            waits_since: now.mono,
+            dispatched_at: Mono::default(),
+            told: None,
+            request,
         };
-        self.jobs.insert(id, job);
+        self.jobs.insert(job.request.id, job);
+    }
+
+    /// Dispatches a job that was let in, or lets it wait.
+    fn begin(
+        &mut self,
+        now: Now,
+        id: JobId,
+        tentative: Option<String>,
+        placement: Option<Placement>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(key) = self.jobs.get(&id).map(|job| job.key.clone()) else {
+            return;
+        };
+        match placement {
+            Some(Placement::Route { worker, why })
+                if self.may_take(&key, &worker) && !self.is_wanted(&key, &worker) =>
+            {
+                self.dispatch(now, id, &worker, why, out);
+            }
+            placement => {
+                self.enqueue(now, id, tentative);
+                self.tell_place(now, id, out);
+                match placement {
+                    Some(placement) => self.act_on(now, &key, placement, out),
+                    None => self.join(now, &key, id, out),
+                }
+            }
+        }
     }
 }

@@ -6,7 +6,8 @@ use crate::domain::{Now, Prospect, Worker, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
-use super::event::{Action, Due, WorkerCallback};
+use super::event::{Action, WorkerCallback};
+use super::job::Due;
 use super::workers::Notes;
 
 /// Ready calls for unknown ids that are held at once, at most.

@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Mono, Narration,
+    Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Narration,
     Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis, Usage, WorkerId,
     WorkerProtocol, WorkerSpec,
 };
 use crate::error::Error;
-
-use super::queue::GroupKey;
 
 /// A request as the brain sees it: not what it says, only what decides where it runs.
 #[derive(Debug, Clone)]
@@ -372,42 +370,4 @@ pub struct SpawnOrder {
     pub model: String,
     /// Where it may run.
     pub constraints: Constraints,
-}
-
-/// When something is due.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Due {
-    /// A waiting job gives up.
-    Queue(JobId),
-    /// A job has taken too long in all.
-    Total(JobId),
-    /// A load has taken too long.
-    Load(WorkerId),
-    /// A worker has computed for nobody for too long.
-    Abandoned(WorkerId),
-    /// A worker in question has not answered for too long.
-    Suspect(WorkerId),
-}
-
-/// A job that has not ended.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) request: Box<JobRequest>,
-    /// The group that it waits or waited in.
-    pub(super) key: GroupKey,
-    pub(super) attempt: Attempt,
-    pub(super) phase: Phase,
-    /// When it must have ended.
-    pub(super) total_deadline: Mono,
-    /// What is due next, so that it can be taken back.
-    pub(super) due: (Mono, Due),
-}
-
-/// Where a job is.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    Waiting,
-    Running,
-    /// Cut off; its lease has not come back yet.
-    Aborting,
 }

@@ -6,7 +6,7 @@ use crate::scheduler::Hive;
 
 use super::Brain;
 use super::event::{Action, SeenWorker};
-use super::queue::{Group, GroupKey};
+use super::queue::Group;
 
 impl Brain {
     /// Registers a hive, in place of an older one of that name. What is known of its process, its
@@ -46,7 +46,7 @@ impl Brain {
         };
         self.names.learn(self.hives.values());
         let not_found = self.hive_not_found(id).param("node");
-        let only_there = |key: &GroupKey, _: &Group| key.constraints.hive.as_ref() == Some(id);
+        let only_there = |group: &Group| group.key.constraints.hive.as_ref() == Some(id);
         for key in self.queue.keys(only_there) {
             self.end_group(now, &key, &not_found, out);
         }

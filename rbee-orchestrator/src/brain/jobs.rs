@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use crate::domain::{Attempt, Ending, JobId, ModelRef, Now, Outcome, PlacedOn, WorkerId};
+use crate::domain::{Attempt, Ending, JobId, Now, Outcome, PlacedOn, WorkerId};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, Aftermath, Due, Phase, Report};
-use super::queue::{GroupKey, Waits};
+use super::event::{Action, Aftermath, Report};
+use super::job::{Due, Phase};
+use super::queue::{Group, GroupKey, Waits};
 
 /// A model that loads is worth asking for again after this long.
 const LOADING_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -17,7 +18,6 @@ impl Brain {
         &mut self,
         now: Now,
         id: JobId,
-        model: &ModelRef,
         worker: &WorkerId,
         why: String,
         out: &mut Vec<Action>,
@@ -36,15 +36,12 @@ impl Brain {
         worker.last_used_at = Some(now.wall);
         job.attempt += 1;
         job.phase = Phase::Running;
+        job.dispatched_at = now.mono;
+        self.room.leave(job);
         notes.leases.insert((id, job.attempt));
-        if let Due::Queue(_) = job.due.1 {
-            self.due.remove(&job.due);
-            job.due = (job.total_deadline, Due::Total(id));
-            self.due.insert(job.due.clone());
-        }
         let spec = worker.spec.clone();
         let placed = PlacedOn {
-            model: model.clone(),
+            model: job.key.model.clone(),
             worker: spec.id.clone(),
             hive: spec.hive.clone(),
             why,
@@ -56,6 +53,11 @@ impl Brain {
             placed,
             at: now.wall,
         });
+        let run_until = match job.request.asynchronous {
+            true => job.end_by.min(now.mono + job.request.total_timeout),
+            false => job.end_by,
+        };
+        self.expect(id, run_until, Due::Total(id));
     }
 
     pub(super) fn attempt_ended(
@@ -67,25 +69,21 @@ impl Brain {
         report: Report,
         out: &mut Vec<Action>,
     ) {
-        let is_current = self
-            .jobs
-            .get(&id)
-            .is_some_and(|job| job.attempt == attempt && job.phase != Phase::Waiting);
+        let current = self.jobs.get(&id).filter(|job| job.is_current(attempt));
         let mut until = now.mono + self.config.timeouts.total;
-        if is_current && let Some(job) = self.jobs.remove(&id) {
-            self.due.remove(&job.due);
-            until = job.total_deadline;
+        if let Some(job) = current {
+            if let Some((at, _)) = job.due {
+                until = at;
+            }
+            let held = now.mono.since(job.dispatched_at);
+            self.rates.note(&job.key.model, held);
             let ending = Ending {
                 usage: report.usage,
                 result: report.result,
                 stop: report.stop,
                 ..Ending::new(report.outcome, now.wall)
             };
-            out.push(Action::Finish {
-                job: id,
-                attempt,
-                ending: Box::new(ending),
-            });
+            self.conclude(id, ending, out);
         }
         match report.aftermath {
             Aftermath::Computing => self.abandon_lease(worker, (id, attempt), until, out),
@@ -95,34 +93,48 @@ impl Brain {
 
     /// Ends a job that was never taken in.
     pub(super) fn refuse(&self, now: Now, job: JobId, error: Error, out: &mut Vec<Action>) {
-        finish_unused(now, job, 0, Outcome::Failed(error), out);
+        out.push(Action::Finish {
+            job,
+            attempt: 0,
+            ending: Box::new(Ending::new(Outcome::Failed(error), now.wall)),
+        });
     }
 
     /// Ends a job that waits, or cuts off one that runs.
-    fn end(&mut self, now: Now, id: JobId, outcome: Outcome, out: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, now: Now, id: JobId, outcome: Outcome, out: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
-        self.due.remove(&job.due);
         match job.phase {
             Phase::Aborting => {}
             Phase::Running => {
                 job.phase = Phase::Aborting;
+                if let Some(due) = job.due.take() {
+                    self.due.remove(&due);
+                }
                 out.push(Action::Abort { job: id, outcome });
             }
             Phase::Waiting => {
-                self.queue.remove(&job.key, id);
-                self.end_waiting(now, id, outcome, out);
+                self.leave_line(now, id);
+                self.conclude(id, Ending::new(outcome, now.wall), out);
             }
         }
     }
 
-    /// Ends a job that is in no group any more.
-    fn end_waiting(&mut self, now: Now, id: JobId, outcome: Outcome, out: &mut Vec<Action>) {
-        if let Some(job) = self.jobs.remove(&id) {
-            self.due.remove(&job.due);
-            finish_unused(now, id, job.attempt, outcome, out);
+    /// The one place where jobs end. What waits has left its line by then.
+    fn conclude(&mut self, id: JobId, ending: Ending, out: &mut Vec<Action>) {
+        let Some(mut job) = self.jobs.remove(&id) else {
+            return;
+        };
+        if let Some(due) = job.due.take() {
+            self.due.remove(&due);
         }
+        self.room.leave(&mut job);
+        out.push(Action::Finish {
+            job: id,
+            attempt: job.attempt,
+            ending: Box::new(ending),
+        });
     }
 
     pub(super) fn end_group(
@@ -132,9 +144,10 @@ impl Brain {
         error: &Error,
         out: &mut Vec<Action>,
     ) {
-        let group = self.queue.take(key).unwrap_or_default();
-        for id in group.jobs() {
-            self.end_waiting(now, id, Outcome::Failed(error.clone()), out);
+        let group = self.queue.group(key);
+        let jobs: Vec<JobId> = group.into_iter().flat_map(Group::jobs).collect();
+        for id in jobs {
+            self.end(now, id, Outcome::Failed(error.clone()), out);
         }
     }
 
@@ -147,7 +160,7 @@ impl Brain {
             return;
         };
         let waited = humantime(job.request.queue_timeout);
-        let error = match self.queue.get(&job.key).map(|group| &group.waits) {
+        let error = match self.queue.group(&job.key).map(|group| &group.waits) {
             Some(Waits::Load(_) | Waits::Hive(_)) => Error::new(
                 Code::ModelLoading,
                 format!(
@@ -193,14 +206,6 @@ impl Brain {
         let error = Error::new(Code::Timeout, message);
         self.end(now, id, Outcome::Failed(error), out);
     }
-}
-
-fn finish_unused(now: Now, job: JobId, attempt: Attempt, outcome: Outcome, out: &mut Vec<Action>) {
-    out.push(Action::Finish {
-        job,
-        attempt,
-        ending: Box::new(Ending::new(outcome, now.wall)),
-    });
 }
 
 /// A duration as people write it.

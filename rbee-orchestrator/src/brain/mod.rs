@@ -5,11 +5,17 @@
 
 mod admission;
 mod arrival;
+mod counters;
 mod event;
 mod fleet;
+mod job;
 mod jobs;
 mod names;
+mod places;
+mod placing;
 mod queue;
+mod rates;
+mod room;
 mod spawning;
 mod waiting;
 mod watch;
@@ -24,13 +30,17 @@ use crate::error::Result;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 pub use arrival::{host_and_port, is_loopback};
+pub use counters::Counters;
 pub use event::{
     Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder,
     Spawned, WorkerCallback,
 };
-use event::{Due, Job};
+use job::{Due, Job};
 use names::{Meaning, Names};
+pub use places::QueuePlace;
 use queue::Queue;
+use rates::Rates;
+use room::Room;
 pub use spawning::OrderAnswer;
 
 /// The state machine. See the module's documentation.
@@ -51,6 +61,11 @@ pub struct Brain {
     gone: HashMap<WorkerId, workers::Tombstone>,
     names: Names,
     queue: Queue,
+    room: Room,
+    /// Models whose waiting jobs are about to be told their places, and when.
+    telling: HashMap<ModelRef, Mono>,
+    rates: Rates,
+    counters: Counters,
     jobs: HashMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
     draining: bool,
@@ -88,6 +103,10 @@ impl Brain {
             early_adoptable: Vec::new(),
             gone: HashMap::new(),
             queue: Queue::default(),
+            room: Room::default(),
+            telling: HashMap::new(),
+            rates: Rates::default(),
+            counters: Counters::default(),
             jobs: HashMap::new(),
             due: BTreeSet::new(),
             draining: false,
@@ -188,6 +207,12 @@ impl Brain {
         self.jobs.len()
     }
 
+    /// How often what happened since the start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
     /// Whether a worker of this hive, or of any, is loading.
     #[must_use]
     pub fn is_loading(&self, hive: Option<&HiveId>) -> bool {
@@ -201,7 +226,7 @@ impl Brain {
     /// what runs goes on.
     pub fn drain(&mut self, now: Now, out: &mut Vec<Action>) {
         self.draining = true;
-        for key in self.queue.keys(|_, _| true) {
+        for key in self.queue.keys(|_| true) {
             self.end_group(now, &key, &admission::shutting_down(), out);
         }
     }
@@ -221,6 +246,8 @@ impl Brain {
             match due {
                 Due::Queue(job) => self.queue_timed_out(now, job, out),
                 Due::Total(job) => self.total_timed_out(now, job, out),
+                Due::Promote(job) => self.promote(now, job),
+                Due::Places(model) => self.tell_places(now, &model, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
                 Due::Suspect(worker) => self.stop_suspect(now, &worker, out),

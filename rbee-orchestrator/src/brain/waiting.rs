@@ -1,147 +1,104 @@
-//! Waiting: groups are placed when something changes, and told what they wait for.
+//! Waiting: how jobs come to the lines and leave them, and what they are told meanwhile.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
-use crate::domain::{HiveId, HiveStatus, JobId, ModelRef, Narration, Now, Prospect, WorkerId};
-use crate::scheduler::{ClusterView, Placement};
+use crate::domain::{HiveId, HiveStatus, JobId, Narration, Now, Priority, Prospect, WorkerId};
 
 use super::Brain;
 use super::event::Action;
-use super::names::Meaning;
-use super::queue::{GroupKey, Turn, Waits};
-use super::spawning::Place;
+use super::job::{Due, Phase};
+use super::placing::HeldUp;
+use super::queue::{GroupKey, Next, Waits};
 
 impl Brain {
-    pub(super) fn place(&mut self, now: Now, key: &GroupKey) -> Placement {
-        let view = ClusterView {
-            workers: &self.workers,
-            hives: &self.hives,
-            now: now.mono,
+    /// Lets a job wait in the line of its model.
+    pub(super) fn enqueue(&mut self, now: Now, id: JobId, tentative: Option<String>) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
         };
-        self.scheduler.place(&key.request(), &view)
-    }
-
-    /// Whether a worker that a policy chose can take a job of the group now: a policy's answer is
-    /// a plan, and a wrong one must not reach a worker.
-    pub(super) fn may_take(&self, key: &GroupKey, worker: &WorkerId) -> bool {
-        self.workers.get(worker).is_some_and(|worker| {
-            worker.slots_free() > 0
-                && worker.spec.model == key.model
-                && key.request().is_served_by(worker)
-        })
-    }
-
-    /// Carries out a policy's answer; says whether the group's next job may be placed as well.
-    pub(super) fn act_on(
-        &mut self,
-        now: Now,
-        key: &GroupKey,
-        placement: Placement,
-        out: &mut Vec<Action>,
-    ) -> bool {
-        match placement {
-            Placement::Route { worker, why } => {
-                if self.may_take(key, &worker)
-                    && let Some(job) = self.queue.pop(key)
-                {
-                    self.dispatch(now, job, &key.model, &worker, why, out);
-                    return true;
-                }
-            }
-            Placement::StartHive(hive) => self.start_hive(now, key, &hive, out),
-            Placement::Spawn {
-                hive,
-                backend,
-                devices,
-                evict: _,
-            } => {
-                let place = Place {
-                    hive,
-                    backend,
-                    devices,
-                };
-                let for_job = self.queue.get(key).and_then(|group| group.jobs().next());
-                if place.suits(&key.constraints)
-                    && let Some(worker) = self.spawn(now, &key.model, place, for_job, out)
-                {
-                    self.wait_for_load(key, &worker, out);
-                }
-            }
-            Placement::Wait => self.note_what_is_waited_for(now, key, out),
-            Placement::Reject(error) => self.end_group(now, key, &error, out),
+        job.phase = Phase::Waiting;
+        job.waits_since = now.mono;
+        if job.class == Priority::Batch && job.promote_at <= now.mono {
+            job.class = Priority::Interactive;
+            self.counters.promoted += 1;
         }
-        false
-    }
-
-    /// Places as many jobs of the groups as there is room for, interactive ones first, then by age.
-    fn pump(&mut self, now: Now, keys: &[GroupKey], out: &mut Vec<Action>) {
-        let front = |brain: &Brain, at: usize| {
-            let turn = brain.queue.front(&keys[at])?;
-            Some(Reverse((turn, at)))
+        let weight = 1;
+        self.queue.push(&job.entry(), weight, tentative);
+        let model = job.key.model.clone();
+        let (class, promote_at) = (job.class, job.promote_at);
+        let give_up = now.mono + job.patience;
+        let (at, due) = match give_up < job.end_by {
+            true => (give_up, Due::Queue(id)),
+            false => (job.end_by, Due::Total(id)),
         };
-        let mut turns: BinaryHeap<Reverse<(Turn, usize)>> =
-            (0..keys.len()).filter_map(|at| front(self, at)).collect();
-        while let Some(Reverse((_, at))) = turns.pop() {
-            if self.queue.is_waiting(&keys[at]) {
-                let placement = self.place(now, &keys[at]);
-                if self.act_on(now, &keys[at], placement, out) {
-                    turns.extend(front(self, at));
-                }
-            }
+        self.expect(id, at, due);
+        if class == Priority::Batch {
+            self.schedule(promote_at, Due::Promote(id));
+        }
+        self.take_room(id);
+        self.line_moved(now, &model);
+    }
+
+    /// Takes a waiting job out of its line, wherever it stands there.
+    pub(super) fn leave_line(&mut self, now: Now, id: JobId) {
+        if let Some(job) = self.jobs.get(&id) {
+            self.queue.remove(&job.entry());
+            self.note_left(now, id);
         }
     }
 
-    /// Pumps every group that could have been waiting for a worker with this model.
-    pub(super) fn pump_model(&mut self, now: Now, model: &ModelRef, out: &mut Vec<Action>) {
-        if self.queue.len() > 0 {
-            let keys = self.queue.keys(|key, _| key.model == *model);
-            self.pump(now, &keys, out);
+    /// Takes the job that comes next out of its line.
+    pub(super) fn serve(&mut self, now: Now, next: &Next, held_up: &HeldUp) {
+        if let Some(job) = self.jobs.get(&next.job) {
+            self.queue.serve(&job.entry(), next, held_up);
+            self.note_left(now, next.job);
         }
     }
 
-    /// Pumps everything: a hive came, went, or told something new.
-    pub(super) fn pump_all(&mut self, now: Now, out: &mut Vec<Action>) {
-        if self.queue.len() > 0 {
-            self.settle_names();
-            let keys = self.queue.keys(|_, _| true);
-            self.pump(now, &keys, out);
+    fn note_left(&mut self, now: Now, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let waited = now.mono.since(job.waits_since);
+        job.patience = job.patience.saturating_sub(waited);
+        let promotion = (job.promote_at, Due::Promote(id));
+        let model = job.key.model.clone();
+        if job.class == Priority::Batch {
+            self.due.remove(&promotion);
         }
+        self.line_moved(now, &model);
     }
 
-    /// Moves jobs whose model's name has become known to the group of that model. Those that
-    /// asked for the fallback by its full reference stay.
-    fn settle_names(&mut self) {
-        for key in self.queue.keys(|_, group| group.tentative.is_some()) {
-            let group = self.queue.get(&key);
-            let Some(name) = group.and_then(|group| group.tentative.clone()) else {
-                continue;
-            };
-            let Ok(Meaning::Certain(model)) = self.names.resolve(&name) else {
-                continue;
-            };
-            let group = self.queue.take(&key).unwrap_or_default();
-            for turn in group.turns {
-                if let Some(job) = self.jobs.get_mut(&turn.job) {
-                    if job.request.model == name {
-                        job.key.model = model.clone();
-                    }
-                    self.queue.insert(job.key.clone(), turn);
-                }
-            }
-        }
+    /// A batch job has waited for long enough: it goes to the others, by the time of its
+    /// submission.
+    pub(super) fn promote(&mut self, now: Now, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        debug_assert!(job.phase == Phase::Waiting && job.class == Priority::Batch);
+        let weight = 1;
+        self.queue.promote(&job.entry(), weight);
+        job.class = Priority::Interactive;
+        let model = job.key.model.clone();
+        self.counters.promoted += 1;
+        self.line_moved(now, &model);
     }
 
     /// A job came to a group that waits already: it is told the same as the others.
     pub(super) fn join(&mut self, now: Now, key: &GroupKey, job: JobId, out: &mut Vec<Action>) {
-        let told = self.queue.get(key).and_then(|g| g.narration.clone());
-        match told {
-            Some(narration) => out.push(Action::Narrate { job, narration }),
-            None => self.pump(now, std::slice::from_ref(key), out),
+        let told = self.queue.group(key).and_then(|g| g.narration.clone());
+        if let Some(narration) = told {
+            return out.push(Action::Narrate { job, narration });
         }
+        let placement = self.place(now, key);
+        self.act_on(now, key, placement, out);
     }
 
-    fn start_hive(&mut self, now: Now, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+    pub(super) fn start_hive(
+        &mut self,
+        now: Now,
+        key: &GroupKey,
+        hive: &HiveId,
+        out: &mut Vec<Action>,
+    ) {
         self.request_hive_start(now, hive, out);
         if self.is_starting(hive) {
             self.wait_for_hive(key, hive, out);
@@ -163,7 +120,12 @@ impl Brain {
         self.tell_group(key, Waits::Hive(hive.clone()), narration, out);
     }
 
-    fn wait_for_load(&mut self, key: &GroupKey, worker: &WorkerId, out: &mut Vec<Action>) {
+    pub(super) fn wait_for_load(
+        &mut self,
+        key: &GroupKey,
+        worker: &WorkerId,
+        out: &mut Vec<Action>,
+    ) {
         let worker_at = self.workers.get(worker);
         let place = worker_at.and_then(|worker| worker.spec.hive.clone());
         let on = place.map_or_else(String::new, |hive| format!(" on {hive}"));
@@ -187,7 +149,12 @@ impl Brain {
     }
 
     /// A policy said wait: find out for what, so that the clients can be told.
-    fn note_what_is_waited_for(&mut self, now: Now, key: &GroupKey, out: &mut Vec<Action>) {
+    pub(super) fn note_what_is_waited_for(
+        &mut self,
+        now: Now,
+        key: &GroupKey,
+        out: &mut Vec<Action>,
+    ) {
         let view = self.view(now);
         let request = key.request();
         let is_ready = view.candidates(&request).any(|worker| worker.ready);
@@ -207,7 +174,7 @@ impl Brain {
         let starting = starting.find(|id| allowed(id) && !is_ready).cloned();
         if let Some(hive) = starting {
             self.wait_for_hive(key, &hive, out);
-        } else if let Some(group) = self.queue.get_mut(key) {
+        } else if let Some(group) = self.queue.group_mut(key) {
             group.waits = Waits::Slot;
             group.narration = None;
         }
@@ -221,7 +188,7 @@ impl Brain {
         narration: Narration,
         out: &mut Vec<Action>,
     ) {
-        let Some(group) = self.queue.get_mut(key) else {
+        let Some(group) = self.queue.group_mut(key) else {
             return;
         };
         group.waits = waits;

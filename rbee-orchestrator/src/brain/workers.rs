@@ -10,7 +10,8 @@ use crate::domain::{
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
-use super::event::{Action, Due};
+use super::event::Action;
+use super::job::Due;
 use super::queue::Waits;
 
 /// How long a report may be under way in which a stopped worker still stands.
@@ -341,7 +342,7 @@ impl Brain {
         out: &mut Vec<Action>,
     ) {
         let waits = Waits::Load(id.clone());
-        for key in self.queue.keys(|_, group| group.waits == waits) {
+        for key in self.queue.keys(|group| group.waits == waits) {
             let message = format!("model {} could not be loaded: {}", key.model, error.message);
             let error = Error {
                 message,

@@ -11,6 +11,7 @@ mod loading;
 mod odd_schedulers;
 mod parts;
 mod placement;
+mod queue;
 mod random;
 mod requests;
 mod workers;

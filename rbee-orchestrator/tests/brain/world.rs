@@ -60,7 +60,15 @@ impl World {
 
     /// The same, with a ready smol of so many slots.
     pub(crate) fn with_smol(slots: u32) -> (Self, WorkerId) {
-        let mut world = World::with_hive();
+        Self::configured(slots, |_| {})
+    }
+
+    /// The same, with another configuration.
+    pub(crate) fn configured(slots: u32, change: impl FnOnce(&mut Config)) -> (Self, WorkerId) {
+        let mut config = Config::default();
+        change(&mut config);
+        let mut world = World::with(config, Box::new(LeastLoaded), Vec::new());
+        world.hive("a", &[device(0, "cpu", 8)]);
         let id = world.adopt("a", "smol-0", SMOL, slots);
         (world, id)
     }
@@ -324,6 +332,37 @@ impl World {
             _ => None,
         };
         self.actions.iter().filter_map(told).collect()
+    }
+
+    /// The places that a job was told, with the seconds it will wait.
+    pub(crate) fn places(&self, wanted: JobId) -> Vec<(usize, Option<u64>)> {
+        let told = |action: &Action| match action {
+            Action::Queued {
+                job,
+                position,
+                wait,
+            } if *job == wanted => Some((*position, wait.map(|wait| wait.as_secs()))),
+            _ => None,
+        };
+        self.actions.iter().filter_map(told).collect()
+    }
+
+    /// Lets whoever runs end, one after the other, until nobody runs; returns them in order.
+    pub(crate) fn run_all(&mut self, mut running: JobId) -> Vec<JobId> {
+        let mut order = Vec::new();
+        loop {
+            let from = self.actions.len();
+            self.end(running);
+            let next = self.actions[from..].iter().find_map(|action| match action {
+                Action::Dispatch { job, .. } => Some(*job),
+                _ => None,
+            });
+            match next {
+                Some(job) => running = job,
+                None => return order,
+            }
+            order.push(running);
+        }
     }
 
     /// How a job ended; at most once.

@@ -1,0 +1,111 @@
+//! What the brain keeps of a job that has not ended, and of what is due.
+
+use std::time::Duration;
+
+use crate::domain::{Attempt, JobId, ModelRef, Mono, Priority, WorkerId};
+
+use super::Brain;
+use super::event::JobRequest;
+use super::queue::{Entry, GroupKey};
+
+/// A time that does not come.
+pub(super) const NEVER: Mono = Mono(Duration::MAX);
+
+/// When something is due.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    /// A waiting job gives up.
+    Queue(JobId),
+    /// A job has taken too long in all.
+    Total(JobId),
+    /// A batch job has waited for so long that it is treated as interactive.
+    Promote(JobId),
+    /// Those who wait for a model are told their places, where these have changed.
+    Places(ModelRef),
+    /// A load has taken too long.
+    Load(WorkerId),
+    /// A worker has computed for nobody for too long.
+    Abandoned(WorkerId),
+    /// A worker in question has not answered for too long.
+    Suspect(WorkerId),
+}
+
+/// A job that has not ended.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) request: Box<JobRequest>,
+    /// The group that it waits or waited in.
+    pub(super) key: GroupKey,
+    /// The class that it waits in: a batch job may have been promoted.
+    pub(super) class: Priority,
+    /// Whether it had its turn and came back.
+    pub(super) returned: bool,
+    pub(super) attempt: Attempt,
+    pub(super) phase: Phase,
+    /// When it must have ended, wherever it is.
+    pub(super) end_by: Mono,
+    /// How long it may wait for a worker, less what it has waited before.
+    pub(super) patience: Duration,
+    pub(super) waits_since: Mono,
+    /// When it is promoted if it still waits.
+    pub(super) promote_at: Mono,
+    /// What is due next, so that it can be taken back.
+    pub(super) due: Option<(Mono, Due)>,
+    /// Whether it counts for the bounds of the queue.
+    pub(super) takes_room: bool,
+    pub(super) dispatched_at: Mono,
+    /// The place that its client was told last, with the seconds it will wait.
+    pub(super) told: Option<(usize, Option<u64>)>,
+}
+
+/// Where a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Waiting,
+    Running,
+    /// Cut off; its lease has not come back yet.
+    Aborting,
+}
+
+impl Job {
+    /// Whether a report of this attempt is news: one of an older attempt is not.
+    pub(super) fn is_current(&self, attempt: Attempt) -> bool {
+        let runs = matches!(self.phase, Phase::Running | Phase::Aborting);
+        runs && self.attempt == attempt
+    }
+
+    /// The job as the queue sees it.
+    pub(super) fn entry(&self) -> Entry<'_> {
+        Entry {
+            job: self.request.id,
+            key: &self.key,
+            class: self.class,
+            returned: self.returned,
+            tenant: &self.request.tenant,
+            session: &self.request.session,
+            cost: self.request.tokens,
+        }
+    }
+}
+
+impl Brain {
+    pub(super) fn schedule(&mut self, at: Mono, due: Due) {
+        if at < NEVER {
+            self.due.insert((at, due));
+        }
+    }
+
+    /// Puts what is due next of a job in place of what was.
+    pub(super) fn expect(&mut self, id: JobId, at: Mono, due: Due) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        if let Some(old) = job.due.take() {
+            self.due.remove(&old);
+        }
+        if at < NEVER {
+            job.due = Some((at, due.clone()));
+            self.due.insert((at, due));
+        }
+    }
+}

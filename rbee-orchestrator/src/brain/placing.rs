@@ -1,0 +1,164 @@
+//! Placing: whoever waits is placed when something changes, in the order of the line.
+
+use std::collections::BTreeSet;
+
+use crate::domain::{ModelRef, Now, WorkerId};
+use crate::scheduler::{ClusterView, Placement};
+
+use super::Brain;
+use super::event::Action;
+use super::names::Meaning;
+use super::queue::{GroupId, GroupKey, Next};
+use super::spawning::Place;
+
+/// Groups of a line for which there is no place now.
+pub(super) type HeldUp = BTreeSet<GroupId>;
+
+impl Brain {
+    pub(super) fn place(&mut self, now: Now, key: &GroupKey) -> Placement {
+        let view = ClusterView {
+            workers: &self.workers,
+            hives: &self.hives,
+            now: now.mono,
+        };
+        self.scheduler.place(&key.request(), &view)
+    }
+
+    /// Whether a worker that a policy chose can take a job of the group now: a policy's answer is
+    /// a plan, and a wrong one must not reach a worker.
+    pub(super) fn may_take(&self, key: &GroupKey, worker: &WorkerId) -> bool {
+        self.workers.get(worker).is_some_and(|worker| {
+            worker.slots_free() > 0
+                && worker.spec.model == key.model
+                && key.request().is_served_by(worker)
+        })
+    }
+
+    /// Whether somebody waits already who could take a slot of the worker.
+    pub(super) fn is_wanted(&self, key: &GroupKey, worker: &WorkerId) -> bool {
+        let Some(line) = self.queue.line(&key.model) else {
+            return false;
+        };
+        let worker = self.workers.get(worker);
+        let serves = |group: &GroupKey| worker.is_some_and(|w| group.request().is_served_by(w));
+        line.groups().any(|group| serves(&group.key))
+    }
+
+    /// Carries out a policy's answer for a group that waits.
+    pub(super) fn act_on(
+        &mut self,
+        now: Now,
+        key: &GroupKey,
+        placement: Placement,
+        out: &mut Vec<Action>,
+    ) {
+        match placement {
+            // Who gets the slot is for the line to say.
+            Placement::Route { worker, .. } => {
+                if self.may_take(key, &worker) {
+                    self.pump_model(now, &key.model, out);
+                }
+            }
+            Placement::StartHive(hive) => self.start_hive(now, key, &hive, out),
+            Placement::Spawn {
+                hive,
+                backend,
+                devices,
+                evict: _,
+            } => {
+                let place = Place {
+                    hive,
+                    backend,
+                    devices,
+                };
+                let for_job = self.queue.group(key).and_then(|group| group.jobs().next());
+                if place.suits(&key.constraints)
+                    && let Some(worker) = self.spawn(now, &key.model, place, for_job, out)
+                {
+                    self.wait_for_load(key, &worker, out);
+                }
+            }
+            Placement::Wait => self.note_what_is_waited_for(now, key, out),
+            Placement::Reject(error) => self.end_group(now, key, &error, out),
+        }
+    }
+
+    /// Places the job that comes next; says whether it went.
+    fn place_next(
+        &mut self,
+        now: Now,
+        next: &Next,
+        held_up: &HeldUp,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        match self.place(now, &next.key) {
+            Placement::Route { worker, why } => {
+                let may_go = self.may_take(&next.key, &worker);
+                if may_go {
+                    self.serve(now, next, held_up);
+                    self.dispatch(now, next.job, &worker, why, out);
+                }
+                may_go
+            }
+            placement => {
+                self.act_on(now, &next.key, placement, out);
+                false
+            }
+        }
+    }
+
+    /// Places as many jobs that wait for the model as there is room for. A group for which there
+    /// is no place holds nobody up but itself.
+    pub(super) fn pump_model(&mut self, now: Now, model: &ModelRef, out: &mut Vec<Action>) {
+        // What still waits is for a later life.
+        if self.draining {
+            return;
+        }
+        let mut held_up = HeldUp::new();
+        while let Some(next) = self.queue.next(model, &held_up) {
+            if !self.place_next(now, &next, &held_up, out) {
+                held_up.insert(next.group);
+            }
+        }
+    }
+
+    /// Pumps everything: a hive came, went, or told something new.
+    pub(super) fn pump_all(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.queue.len() > 0 {
+            self.settle_names(now);
+            for model in self.queue.models() {
+                self.pump_model(now, &model, out);
+            }
+        }
+    }
+
+    /// Moves jobs whose model's name has become known to the line of that model. Those that asked
+    /// for the fallback by its full reference stay.
+    fn settle_names(&mut self, now: Now) {
+        for key in self.queue.keys(|group| group.tentative.is_some()) {
+            let Some(group) = self.queue.group_mut(&key) else {
+                continue;
+            };
+            let Some(name) = group.tentative.clone() else {
+                continue;
+            };
+            let Ok(Meaning::Certain(model)) = self.names.resolve(&name) else {
+                continue;
+            };
+            group.tentative = None;
+            let named = |id: &_| {
+                self.jobs
+                    .get(id)
+                    .is_some_and(|job| job.request.model == name)
+            };
+            let movers: Vec<_> = group.jobs().filter(named).collect();
+            for id in movers.into_iter().filter(|_| model != key.model) {
+                self.leave_line(now, id);
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.key.model = model.clone();
+                }
+                self.enqueue(now, id, None);
+            }
+        }
+    }
+}
