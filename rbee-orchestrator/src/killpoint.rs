@@ -18,7 +18,8 @@ pub(crate) fn pass(name: &str) {
         && wanted == name
         && left.fetch_sub(1, Ordering::SeqCst) == 1
     {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

@@ -69,6 +69,7 @@ pub struct Brain {
     jobs: HashMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
     draining: bool,
+    stub: HashMap<JobId, Box<JobRequest>>,
     mint: Box<dyn FnMut() -> WorkerId + Send + Sync>,
 }
 
@@ -110,6 +111,7 @@ impl Brain {
             jobs: HashMap::new(),
             due: BTreeSet::new(),
             draining: false,
+            stub: HashMap::new(),
             mint: Box::new(WorkerId::mint),
         };
         brain.names.learn(brain.hives.values());
@@ -128,7 +130,14 @@ impl Brain {
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
         match event {
             Event::Submit(request) => self.submit(now, request, out),
-            Event::Confirm(_) | Event::Withdraw(_) | Event::Recover(_) => {}
+            Event::Confirm(id) => {
+                let r = self.stub.remove(&id).expect("x");
+                self.submit(now, r, out)
+            }
+            Event::Withdraw(id) => {
+                self.stub.remove(&id);
+            }
+            Event::Recover(r) => self.submit(now, r, out),
             Event::Cancel { job, error } => self.cancel(now, job, error, out),
             Event::AttemptEnded {
                 job,
@@ -261,5 +270,27 @@ impl Brain {
             notes.is_some_and(|notes| notes.leases.len() == worker.leases as usize)
         };
         self.workers.iter().all(leases_match) && self.queue.len() <= self.jobs.len()
+    }
+}
+impl Brain {
+    /// x
+    pub fn admit(
+        &mut self,
+        now: Now,
+        request: Box<JobRequest>,
+        _out: &mut Vec<Action>,
+    ) -> Result<()> {
+        self.stub.insert(request.id, request);
+        let _ = now;
+        Ok(())
+    }
+    /// x
+    pub fn set_tenants(
+        &mut self,
+        _now: Now,
+        _stored: Vec<crate::domain::Tenant>,
+        _used: &[(crate::domain::TenantId, u64)],
+        _out: &mut Vec<Action>,
+    ) {
     }
 }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::answer;
-use crate::domain::{Attempt, EventId, JobId, ModelRef, StopReason, TaskEvent, UnixMillis, WorkerId};
+use crate::domain::{
+    Attempt, EventId, JobId, ModelRef, StopReason, TaskEvent, UnixMillis, WorkerId,
+};
 use crate::relay::sse;
 
 #[derive(Serialize)]

@@ -13,8 +13,8 @@ use super::body::Body;
 use super::openai::event_stream;
 use super::{Context, answer, options, read};
 use crate::domain::{
-    Constraints, EventId, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority, Sampling,
-    SessionId, TaskInput, TaskRequest, TenantId,
+    Constraints, EventId, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority,
+    Sampling, SessionId, TaskInput, TaskRequest, TenantId,
 };
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;

@@ -59,7 +59,10 @@ where
         tokens_per_minute: limits.tokens_per_minute,
     };
     let message = format!("tenant {id} is known");
-    context.orchestrator.put_tenant(Tenant { id, limits }).await?;
+    context
+        .orchestrator
+        .put_tenant(Tenant { id, limits })
+        .await?;
     Ok(answer::ok(&json!({"success": true, "message": message})))
 }
 
@@ -87,9 +90,8 @@ pub(super) async fn usage(context: &Context<'_>) -> Result<Response<Body>> {
     let model = read::query(context, "model").map(|name| context.orchestrator.resolve(&name));
     let since = read::query(context, "since").map(|date| {
         let midnight = UnixMillis::parse(&format!("{date}T00:00:00Z"));
-        let wrong = || {
-            Error::invalid(format!("since {date:?} is no date like 2026-12-31")).param("since")
-        };
+        let wrong =
+            || Error::invalid(format!("since {date:?} is no date like 2026-12-31")).param("since");
         midnight.map(UnixMillis::day).ok_or_else(wrong)
     });
     let filter = UsageFilter {

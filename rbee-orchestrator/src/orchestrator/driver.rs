@@ -19,13 +19,12 @@ use super::connector::HiveMap;
 use super::hive_actor::Order;
 use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::config::Config;
-use crate::domain::{
-    Attempt, Ending, HiveId, JobId, Mono, Narration, Now, WorkerId, WorkerSpec,
-};
+use crate::domain::{Attempt, Ending, HiveId, JobId, Mono, Narration, Now, WorkerId, WorkerSpec};
 use crate::error::{Error, Result};
 use crate::relay::pool::Pool;
 use crate::router::{
-    Assignment, Call, Flow, FlowParts, Inbox, Journal, Lease, Notice, Patience, Step, TextBudget, Ticks,
+    Assignment, Call, Flow, FlowParts, Inbox, Journal, Lease, Notice, Patience, Step, TextBudget,
+    Ticks,
 };
 use crate::store::{JobChange, Store};
 
@@ -557,7 +556,10 @@ fn retry_narration(job: JobId, attempt: Attempt, error: &Error) -> Narration {
         actor: "queen",
         action: "retry",
         target: job.to_string(),
-        human: format!("Attempt {attempt} failed and is tried again: {}", error.message),
+        human: format!(
+            "Attempt {attempt} failed and is tried again: {}",
+            error.message
+        ),
     }
 }
 

@@ -191,9 +191,7 @@ impl Orchestrator {
             .submission(&record.tenant, key, record.submitted_at)
             .await?;
         match first {
-            Some(first) if first.request_hash != record.request_hash => {
-                Err(key_is_taken(first.id))
-            }
+            Some(first) if first.request_hash != record.request_hash => Err(key_is_taken(first.id)),
             first => Ok(first.map(Box::new)),
         }
     }
@@ -201,7 +199,7 @@ impl Orchestrator {
     /// Where a job stands in the queue, if it waits.
     #[must_use]
     pub fn queue_place(&self, job: JobId) -> Option<QueuePlace> {
-        self.driver.look(|brain, _| brain.queue_place(job))
+        self.driver.look(|brain, now| brain.queue_place(now, job))
     }
 
     /// The model that a name means now.

@@ -163,13 +163,14 @@ impl Builder {
             hive_parts,
             hive_authorization,
         };
-        for (record, stored) in recovered.waiting {
-            orchestrator.take_up(record, &stored).await?;
-        }
         for worker in &orchestrator.driver.config.workers {
             orchestrator.register_static(worker)?;
         }
         orchestrator.start_known_hives(&records);
+        // Last: what runs them is known now.
+        for (record, stored) in recovered.waiting {
+            orchestrator.take_up(record, &stored).await?;
+        }
         Ok(orchestrator)
     }
 }
@@ -209,7 +210,10 @@ impl Orchestrator {
             Err(error) => {
                 tracing::error!(job = %record.id, %error, "a stored job can't be taken up");
                 let ending = Ending::new(Outcome::Failed(error), UnixMillis::now());
-                driver.store.finish(record.id, record.attempt, ending).await?;
+                driver
+                    .store
+                    .finish(record.id, record.attempt, ending)
+                    .await?;
             }
         }
         Ok(())

@@ -92,7 +92,10 @@ enum Stage {
     /// For a worker, or for what the brain makes of an attempt that failed.
     Waiting,
     Assigned(Box<Assignment>),
-    Opening { lease: Lease, opening: Opening },
+    Opening {
+        lease: Lease,
+        opening: Opening,
+    },
     Streaming(Box<Streaming>),
     Over,
 }

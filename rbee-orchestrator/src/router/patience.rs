@@ -35,7 +35,9 @@ impl Patience {
     /// How often to look: a quarter of the shortest, within reason.
     pub(crate) fn period(&self) -> Duration {
         let shortest = self.between_tokens.min(self.client_stall);
-        let shortest = self.first_token.map_or(shortest, |first| first.min(shortest));
+        let shortest = self
+            .first_token
+            .map_or(shortest, |first| first.min(shortest));
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 }

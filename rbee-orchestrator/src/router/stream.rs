@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 use serde::de::IgnoredAny;
 
-use super::{Journal, Step};
 use super::attempt::{Call, Payload};
 use super::lease::Lease;
+use super::{Journal, Step};
 use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, TaskEvent, Usage, WorkerProtocol};
 use crate::error::{Code, Error};
