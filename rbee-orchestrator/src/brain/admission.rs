@@ -1,6 +1,7 @@
-//! Admission: a request is dispatched, taken into the queue, or refused at once.
+//! Admission: validation, entitlements, quota, rate limit, capacity, in this order. A request is
+//! dispatched, taken into the queue, held back, or refused at once.
 
-use crate::domain::{HiveId, JobId, Mono, Now};
+use crate::domain::{HiveId, JobId, Mono, Now, Outcome};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Placement;
 
@@ -18,29 +19,108 @@ pub(super) fn shutting_down() -> Error {
 }
 
 /// A request that may come in, with what was found out about it.
-pub(super) struct Admitted {
+struct Admitted {
     key: GroupKey,
     /// The model's name, while it is not known what that means.
-    pub(super) tentative: Option<String>,
+    tentative: Option<String>,
     /// Where it goes; `None` if others of its group wait.
-    pub(super) placement: Option<Placement>,
+    placement: Option<Placement>,
+    /// Whether it is held back until its tenant's quota allows it.
+    held: bool,
 }
 
 impl Brain {
+    /// Lets a request in, up to and including capacity. It is counted from now on, but neither
+    /// waits nor runs before [`super::Event::Confirm`]; [`super::Event::Withdraw`] makes it one that
+    /// never came.
+    ///
+    /// # Errors
+    /// Why it is refused. A refusal leaves nothing behind and no [`Action::Finish`].
+    pub fn admit(
+        &mut self,
+        now: Now,
+        request: Box<JobRequest>,
+        out: &mut Vec<Action>,
+    ) -> Result<()> {
+        let admitted = self.let_in(now, &request, out)?;
+        let id = request.id;
+        self.enter(now, request, admitted.key, admitted.held);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.phase = Phase::Admitted;
+        }
+        self.take_room(id);
+        Ok(())
+    }
+
     pub(super) fn submit(&mut self, now: Now, request: Box<JobRequest>, out: &mut Vec<Action>) {
         let id = request.id;
         match self.let_in(now, &request, out) {
             Err(error) => self.refuse(now, id, error, out),
             Ok(admitted) => {
-                let Admitted {
-                    key,
-                    tentative,
-                    placement,
-                } = admitted;
-                self.enter(now, request, key);
-                self.begin(now, id, tentative, placement, out);
+                self.enter(now, request, admitted.key, admitted.held);
+                match admitted.held {
+                    true => self.hold(now, id, out),
+                    false => self.begin(now, id, admitted.tentative, admitted.placement, out),
+                }
             }
         }
+    }
+
+    pub(super) fn confirm(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
+        let draining = self.draining;
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        if job.phase != Phase::Admitted {
+            return;
+        }
+        job.phase = Phase::Waiting;
+        if let Some(outcome) = job.cut_short.take() {
+            self.conclude(now, id, outcome, out);
+        } else if draining && !job.request.asynchronous {
+            self.conclude(now, id, Outcome::Failed(shutting_down()), out);
+        } else if job.held {
+            let tenant = job.request.tenant.clone();
+            self.hold(now, id, out);
+            self.release_held(now, &tenant, out);
+        } else {
+            self.start(now, id, out);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, now: Now, id: JobId) {
+        let admitted = |job: &&Job| job.phase == Phase::Admitted;
+        if self.jobs.get(&id).filter(admitted).is_none() {
+            return;
+        }
+        if let Some(mut job) = self.jobs.remove(&id) {
+            self.room.leave(&mut job);
+            if std::mem::take(&mut job.limited)
+                && let Some(book) = self.tenants.get_mut(&job.request.tenant)
+            {
+                book.unlimit(job.request.tokens);
+            }
+            self.settle(now, &job, None);
+        }
+    }
+
+    /// Takes in what an earlier life left. It was admitted then; nothing refuses it now.
+    pub(super) fn recover(&mut self, now: Now, request: Box<JobRequest>, out: &mut Vec<Action>) {
+        let id = request.id;
+        // While the queen goes down it is left to the next life.
+        if self.draining || self.jobs.contains_key(&id) {
+            return;
+        }
+        let model = match self.resolve(&request.model) {
+            Ok(model) => model,
+            Err(error) => return self.refuse_attempt(now, id, request.attempts, error, out),
+        };
+        let key = GroupKey::of(&request, model);
+        self.enter(now, request, key, false);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.limited = false;
+        }
+        self.start(now, id, out);
     }
 
     /// Whether a request may come in.
@@ -54,19 +134,39 @@ impl Brain {
             Meaning::Certain(model) => (model, None),
             Meaning::Fallback(model) => (model, Some(request.model.clone())),
         };
+        let held = self.check_tenant(now, request, &model)?;
         let key = GroupKey::of(request, model);
-        let first = self.queue.group(&key).is_none();
-        let placement = first.then(|| self.place(now, &key));
-        match placement {
-            Some(Placement::Reject(error)) => return Err(error),
-            Some(Placement::Route { ref worker, .. }) if self.may_take(&key, worker) => {}
-            _ => self.make_room(now, request, &key, out)?,
+        let placement = self.find_place(now, request, &key, held, out);
+        if placement.is_err()
+            && let Some(book) = self.tenants.get_mut(&request.tenant)
+        {
+            book.unlimit(request.tokens);
         }
         Ok(Admitted {
+            placement: placement?,
             key,
             tentative,
-            placement,
+            held,
         })
+    }
+
+    /// Where a request goes at once, or that there is room for it to wait.
+    fn find_place(
+        &mut self,
+        now: Now,
+        request: &JobRequest,
+        key: &GroupKey,
+        held: bool,
+        out: &mut Vec<Action>,
+    ) -> Result<Option<Placement>> {
+        let first = self.queue.group(key).is_none();
+        let placement = first.then(|| self.place(now, key));
+        match placement {
+            Some(Placement::Reject(error)) => return Err(error),
+            Some(Placement::Route { ref worker, .. }) if !held && self.may_take(key, worker) => {}
+            _ => self.make_room(now, request, key, out)?,
+        }
+        Ok(placement)
     }
 
     /// Whether the request makes sense, and which model it means.
@@ -95,7 +195,8 @@ impl Brain {
     }
 
     /// Takes the job in, with its deadlines.
-    fn enter(&mut self, now: Now, request: Box<JobRequest>, key: GroupKey) {
+    fn enter(&mut self, now: Now, request: Box<JobRequest>, key: GroupKey, held: bool) {
+        let id = request.id;
         let total = match request.asynchronous {
             // Its time counts from each dispatch.
             true => NEVER,
@@ -113,17 +214,45 @@ impl Brain {
             returned: false,
             attempt: request.attempts,
             phase: Phase::Waiting,
+            cut_short: None,
             end_by,
             patience: request.queue_timeout,
+            waits_since: now.mono,
             promote_at: now.mono + promote_after,
             due: None,
             takes_room: false,
-            waits_since: now.mono,
+            held,
+            charged: false,
+            limited: !self.tenants.is_empty(),
             dispatched_at: Mono::default(),
             told: None,
             request,
         };
-        self.jobs.insert(job.request.id, job);
+        self.jobs.insert(id, job);
+        if !held {
+            self.charge(id);
+        }
+    }
+
+    /// Places a job that may run now, or lets it wait. What its model is called may mean another
+    /// one by now.
+    pub(super) fn start(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let mut tentative = None;
+        match self.names.resolve(&job.request.model) {
+            Ok(Meaning::Certain(model)) => job.key.model = model,
+            Ok(Meaning::Fallback(model)) => {
+                tentative = Some(job.request.model.clone());
+                job.key.model = model;
+            }
+            Err(_) => {}
+        }
+        let key = job.key.clone();
+        let places = !self.draining && self.queue.group(&key).is_none();
+        let placement = places.then(|| self.place(now, &key));
+        self.begin(now, id, tentative, placement, out);
     }
 
     /// Dispatches a job that was let in, or lets it wait.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{Attempt, JobId, ModelRef, Mono, Priority, WorkerId};
+use crate::domain::{Attempt, JobId, ModelRef, Mono, Now, Outcome, Priority, TenantId, WorkerId};
 
 use super::Brain;
 use super::event::JobRequest;
@@ -20,6 +20,10 @@ pub(super) enum Due {
     Total(JobId),
     /// A batch job has waited for so long that it is treated as interactive.
     Promote(JobId),
+    /// Jobs of a tenant that are held back may go.
+    Held(TenantId),
+    /// A new day begins, UTC.
+    Midnight,
     /// Those who wait for a model are told their places, where these have changed.
     Places(ModelRef),
     /// A load has taken too long.
@@ -42,6 +46,8 @@ pub(super) struct Job {
     pub(super) returned: bool,
     pub(super) attempt: Attempt,
     pub(super) phase: Phase,
+    /// How it ends as soon as it is confirmed.
+    pub(super) cut_short: Option<Outcome>,
     /// When it must have ended, wherever it is.
     pub(super) end_by: Mono,
     /// How long it may wait for a worker, less what it has waited before.
@@ -53,6 +59,12 @@ pub(super) struct Job {
     pub(super) due: Option<(Mono, Due)>,
     /// Whether it counts for the bounds of the queue.
     pub(super) takes_room: bool,
+    /// Whether its tenant's quota does not allow it yet.
+    pub(super) held: bool,
+    /// Whether it counts for its tenant's quota.
+    pub(super) charged: bool,
+    /// Whether it took of its tenant's limits of the minute.
+    pub(super) limited: bool,
     pub(super) dispatched_at: Mono,
     /// The place that its client was told last, with the seconds it will wait.
     pub(super) told: Option<(usize, Option<u64>)>,
@@ -61,6 +73,11 @@ pub(super) struct Job {
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// Let in, and not confirmed yet.
+    Admitted,
+    /// Held back by its tenant's quota.
+    Held,
+    /// In the line of its model.
     Waiting,
     Running,
     /// Cut off; its lease has not come back yet.
@@ -70,8 +87,28 @@ pub(super) enum Phase {
 impl Job {
     /// Whether a report of this attempt is news: one of an older attempt is not.
     pub(super) fn is_current(&self, attempt: Attempt) -> bool {
-        let runs = matches!(self.phase, Phase::Running | Phase::Aborting);
-        runs && self.attempt == attempt
+        self.runs() && self.attempt == attempt
+    }
+
+    /// Whether a worker has it.
+    pub(super) fn runs(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Aborting)
+    }
+
+    /// When it gives up waiting, or must have ended.
+    fn gives_up(&self) -> (Mono, Due) {
+        let id = self.request.id;
+        let impatient = self.waits_since + self.patience;
+        match impatient < self.end_by {
+            true => (impatient, Due::Queue(id)),
+            false => (self.end_by, Due::Total(id)),
+        }
+    }
+
+    /// Notes how long it has waited.
+    pub(super) fn stop_waiting(&mut self, now: Now) {
+        let waited = now.mono.since(self.waits_since);
+        self.patience = self.patience.saturating_sub(waited);
     }
 
     /// The job as the queue sees it.
@@ -92,6 +129,16 @@ impl Brain {
     pub(super) fn schedule(&mut self, at: Mono, due: Due) {
         if at < NEVER {
             self.due.insert((at, due));
+        }
+    }
+
+    /// Lets a job wait from now on: for as long as it will, and in the room that the queue has.
+    pub(super) fn await_turn(&mut self, now: Now, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.waits_since = now.mono;
+            let (at, due) = job.gives_up();
+            self.expect(id, at, due);
+            self.take_room(id);
         }
     }
 

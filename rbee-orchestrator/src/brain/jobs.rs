@@ -83,7 +83,7 @@ impl Brain {
                 stop: report.stop,
                 ..Ending::new(report.outcome, now.wall)
             };
-            self.conclude(id, ending, out);
+            self.conclude_with(now, id, ending, out);
         }
         match report.aftermath {
             Aftermath::Computing => self.abandon_lease(worker, (id, attempt), until, out),
@@ -93,9 +93,20 @@ impl Brain {
 
     /// Ends a job that was never taken in.
     pub(super) fn refuse(&self, now: Now, job: JobId, error: Error, out: &mut Vec<Action>) {
+        self.refuse_attempt(now, job, 0, error, out);
+    }
+
+    pub(super) fn refuse_attempt(
+        &self,
+        now: Now,
+        job: JobId,
+        attempt: Attempt,
+        error: Error,
+        out: &mut Vec<Action>,
+    ) {
         out.push(Action::Finish {
             job,
-            attempt: 0,
+            attempt,
             ending: Box::new(Ending::new(Outcome::Failed(error), now.wall)),
         });
     }
@@ -114,15 +125,33 @@ impl Brain {
                 }
                 out.push(Action::Abort { job: id, outcome });
             }
+            Phase::Admitted => {
+                job.cut_short.get_or_insert(outcome);
+            }
+            Phase::Held => {
+                self.unhold(now, id);
+                self.conclude(now, id, outcome, out);
+            }
             Phase::Waiting => {
                 self.leave_line(now, id);
-                self.conclude(id, Ending::new(outcome, now.wall), out);
+                self.conclude(now, id, outcome, out);
             }
         }
     }
 
-    /// The one place where jobs end. What waits has left its line by then.
-    fn conclude(&mut self, id: JobId, ending: Ending, out: &mut Vec<Action>) {
+    /// Ends a job that does not run, and has left the line where it waited.
+    pub(super) fn conclude(
+        &mut self,
+        now: Now,
+        id: JobId,
+        outcome: Outcome,
+        out: &mut Vec<Action>,
+    ) {
+        self.conclude_with(now, id, Ending::new(outcome, now.wall), out);
+    }
+
+    /// The one place where jobs end.
+    fn conclude_with(&mut self, now: Now, id: JobId, ending: Ending, out: &mut Vec<Action>) {
         let Some(mut job) = self.jobs.remove(&id) else {
             return;
         };
@@ -130,6 +159,7 @@ impl Brain {
             self.due.remove(&due);
         }
         self.room.leave(&mut job);
+        self.settle(now, &job, ending.usage);
         out.push(Action::Finish {
             job: id,
             attempt: job.attempt,
@@ -159,6 +189,10 @@ impl Brain {
         let Some(job) = self.jobs.get(&id) else {
             return;
         };
+        if job.phase == Phase::Held {
+            let error = self.held_too_long(now, job);
+            return self.end(now, id, Outcome::Failed(error), out);
+        }
         let waited = humantime(job.request.queue_timeout);
         let error = match self.queue.group(&job.key).map(|group| &group.waits) {
             Some(Waits::Load(_) | Waits::Hive(_)) => Error::new(

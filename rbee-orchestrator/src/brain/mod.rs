@@ -10,13 +10,16 @@ mod event;
 mod fleet;
 mod job;
 mod jobs;
+mod limiter;
 mod names;
 mod places;
 mod placing;
 mod queue;
+mod quota;
 mod rates;
 mod room;
 mod spawning;
+mod tenants;
 mod waiting;
 mod watch;
 mod workers;
@@ -25,23 +28,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use crate::config::Config;
-use crate::domain::{HiveId, HiveRecord, JobId, ModelRef, Mono, Now, Worker, WorkerId};
+use crate::domain::{HiveId, HiveRecord, JobId, ModelRef, Mono, Now, Outcome, Worker, WorkerId};
 use crate::error::Result;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 pub use arrival::{host_and_port, is_loopback};
-pub use counters::Counters;
+pub use counters::{Counters, Tally};
 pub use event::{
     Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder,
     Spawned, WorkerCallback,
 };
-use job::{Due, Job};
+use job::{Due, Job, Phase};
 use names::{Meaning, Names};
 pub use places::QueuePlace;
 use queue::Queue;
 use rates::Rates;
 use room::Room;
 pub use spawning::OrderAnswer;
+use tenants::{Midnight, Tenants};
 
 /// The state machine. See the module's documentation.
 pub struct Brain {
@@ -65,11 +69,13 @@ pub struct Brain {
     /// Models whose waiting jobs are about to be told their places, and when.
     telling: HashMap<ModelRef, Mono>,
     rates: Rates,
+    tenants: Tenants,
+    /// When a new day begins, while somebody waits for it.
+    midnight: Option<Midnight>,
     counters: Counters,
     jobs: HashMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
     draining: bool,
-    stub: HashMap<JobId, Box<JobRequest>>,
     mint: Box<dyn FnMut() -> WorkerId + Send + Sync>,
 }
 
@@ -94,7 +100,6 @@ impl Brain {
             .collect();
         let mut brain = Brain {
             names: Names::new(&config.aliases),
-            config,
             scheduler,
             hives,
             workers: Workers::default(),
@@ -107,12 +112,14 @@ impl Brain {
             room: Room::default(),
             telling: HashMap::new(),
             rates: Rates::default(),
+            tenants: Tenants::new(&config.tenants),
+            midnight: None,
             counters: Counters::default(),
             jobs: HashMap::new(),
             due: BTreeSet::new(),
             draining: false,
-            stub: HashMap::new(),
             mint: Box::new(WorkerId::mint),
+            config,
         };
         brain.names.learn(brain.hives.values());
         brain
@@ -128,16 +135,12 @@ impl Brain {
 
     /// Takes an event in and appends what is to be done about it.
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        self.mind_the_clock(now);
         match event {
             Event::Submit(request) => self.submit(now, request, out),
-            Event::Confirm(id) => {
-                let r = self.stub.remove(&id).expect("x");
-                self.submit(now, r, out)
-            }
-            Event::Withdraw(id) => {
-                self.stub.remove(&id);
-            }
-            Event::Recover(r) => self.submit(now, r, out),
+            Event::Confirm(job) => self.confirm(now, job, out),
+            Event::Withdraw(job) => self.withdraw(now, job),
+            Event::Recover(request) => self.recover(now, request, out),
             Event::Cancel { job, error } => self.cancel(now, job, error, out),
             Event::AttemptEnded {
                 job,
@@ -216,6 +219,21 @@ impl Brain {
         self.jobs.len()
     }
 
+    /// How many jobs are where. Looks at each.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for job in self.jobs.values() {
+            *match job.phase {
+                Phase::Admitted => &mut tally.admitted,
+                Phase::Held => &mut tally.held,
+                Phase::Waiting => &mut tally.waiting,
+                Phase::Running | Phase::Aborting => &mut tally.running,
+            } += 1;
+        }
+        tally
+    }
+
     /// How often what happened since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -232,11 +250,15 @@ impl Brain {
     }
 
     /// Takes no more work: what comes is refused with `SHUTTING_DOWN`, what waits ends with it,
-    /// what runs goes on.
+    /// what runs goes on. Asynchronous jobs that wait are left as they are, for the next life.
     pub fn drain(&mut self, now: Now, out: &mut Vec<Action>) {
         self.draining = true;
-        for key in self.queue.keys(|_| true) {
-            self.end_group(now, &key, &admission::shutting_down(), out);
+        let of_client = |job: &&Job| !job.request.asynchronous && !job.runs();
+        let jobs = self.jobs.values().filter(of_client);
+        let mut jobs: Vec<JobId> = jobs.map(|job| job.request.id).collect();
+        jobs.sort_unstable();
+        for job in jobs {
+            self.end(now, job, Outcome::Failed(admission::shutting_down()), out);
         }
     }
 
@@ -256,6 +278,8 @@ impl Brain {
                 Due::Queue(job) => self.queue_timed_out(now, job, out),
                 Due::Total(job) => self.total_timed_out(now, job, out),
                 Due::Promote(job) => self.promote(now, job),
+                Due::Held(tenant) => self.release_held(now, &tenant, out),
+                Due::Midnight => self.at_midnight(now, out),
                 Due::Places(model) => self.tell_places(now, &model, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
@@ -270,27 +294,5 @@ impl Brain {
             notes.is_some_and(|notes| notes.leases.len() == worker.leases as usize)
         };
         self.workers.iter().all(leases_match) && self.queue.len() <= self.jobs.len()
-    }
-}
-impl Brain {
-    /// x
-    pub fn admit(
-        &mut self,
-        now: Now,
-        request: Box<JobRequest>,
-        _out: &mut Vec<Action>,
-    ) -> Result<()> {
-        self.stub.insert(request.id, request);
-        let _ = now;
-        Ok(())
-    }
-    /// x
-    pub fn set_tenants(
-        &mut self,
-        _now: Now,
-        _stored: Vec<crate::domain::Tenant>,
-        _used: &[(crate::domain::TenantId, u64)],
-        _out: &mut Vec<Action>,
-    ) {
     }
 }

@@ -40,12 +40,15 @@ impl QueuePlace {
 }
 
 impl Brain {
-    /// The place of a job that waits for a worker; `None` for one that does not.
+    /// The place of a job that waits for a worker, or among those of its tenant that are held back;
+    /// `None` for one that does not wait.
     #[must_use]
     pub fn queue_place(&self, now: Now, job: JobId) -> Option<QueuePlace> {
         let waiting = self.jobs.get(&job)?;
-        if waiting.phase != Phase::Waiting {
-            return None;
+        match waiting.phase {
+            Phase::Waiting => {}
+            Phase::Held => return self.place_held(waiting),
+            _ => return None,
         }
         let line = self.queue.line(&waiting.key.model)?;
         let order = line.order(TOLD_AT_MOST);
@@ -90,7 +93,7 @@ impl Brain {
         }
     }
 
-    fn tell(&mut self, id: JobId, place: QueuePlace, out: &mut Vec<Action>) {
+    pub(super) fn tell(&mut self, id: JobId, place: QueuePlace, out: &mut Vec<Action>) {
         if let Some(job) = self.jobs.get_mut(&id)
             && job.told != Some(place.in_short())
         {

@@ -125,7 +125,7 @@ impl Brain {
     /// Pumps everything: a hive came, went, or told something new.
     pub(super) fn pump_all(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.queue.len() > 0 {
-            self.settle_names(now);
+            self.settle_names(now, out);
             for model in self.queue.models() {
                 self.pump_model(now, &model, out);
             }
@@ -134,7 +134,7 @@ impl Brain {
 
     /// Moves jobs whose model's name has become known to the line of that model. Those that asked
     /// for the fallback by its full reference stay.
-    fn settle_names(&mut self, now: Now) {
+    fn settle_names(&mut self, now: Now, out: &mut Vec<Action>) {
         for key in self.queue.keys(|group| group.tentative.is_some()) {
             let Some(group) = self.queue.group_mut(&key) else {
                 continue;
@@ -158,6 +158,7 @@ impl Brain {
                     job.key.model = model.clone();
                 }
                 self.enqueue(now, id, None);
+                self.end_unentitled(now, id, out);
             }
         }
     }

@@ -15,25 +15,18 @@ impl Brain {
             return;
         };
         job.phase = Phase::Waiting;
-        job.waits_since = now.mono;
         if job.class == Priority::Batch && job.promote_at <= now.mono {
             job.class = Priority::Interactive;
             self.counters.promoted += 1;
         }
-        let weight = 1;
+        let weight = self.tenants.weight(&job.request.tenant);
         self.queue.push(&job.entry(), weight, tentative);
         let model = job.key.model.clone();
-        let (class, promote_at) = (job.class, job.promote_at);
-        let give_up = now.mono + job.patience;
-        let (at, due) = match give_up < job.end_by {
-            true => (give_up, Due::Queue(id)),
-            false => (job.end_by, Due::Total(id)),
-        };
-        self.expect(id, at, due);
-        if class == Priority::Batch {
-            self.schedule(promote_at, Due::Promote(id));
+        if job.class == Priority::Batch {
+            let at = job.promote_at;
+            self.schedule(at, Due::Promote(id));
         }
-        self.take_room(id);
+        self.await_turn(now, id);
         self.line_moved(now, &model);
     }
 
@@ -57,8 +50,7 @@ impl Brain {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
-        let waited = now.mono.since(job.waits_since);
-        job.patience = job.patience.saturating_sub(waited);
+        job.stop_waiting(now);
         let promotion = (job.promote_at, Due::Promote(id));
         let model = job.key.model.clone();
         if job.class == Priority::Batch {
@@ -74,7 +66,7 @@ impl Brain {
             return;
         };
         debug_assert!(job.phase == Phase::Waiting && job.class == Priority::Batch);
-        let weight = 1;
+        let weight = self.tenants.weight(&job.request.tenant);
         self.queue.promote(&job.entry(), weight);
         job.class = Priority::Interactive;
         let model = job.key.model.clone();
@@ -84,6 +76,10 @@ impl Brain {
 
     /// A job came to a group that waits already: it is told the same as the others.
     pub(super) fn join(&mut self, now: Now, key: &GroupKey, job: JobId, out: &mut Vec<Action>) {
+        // While the queen goes down, nobody is placed any more.
+        if self.draining {
+            return;
+        }
         let told = self.queue.group(key).and_then(|g| g.narration.clone());
         if let Some(narration) = told {
             return out.push(Action::Narrate { job, narration });

@@ -6,6 +6,7 @@
 )]
 
 mod dice;
+mod fairness;
 mod fleet;
 mod loading;
 mod odd_schedulers;
@@ -14,5 +15,7 @@ mod placement;
 mod queue;
 mod random;
 mod requests;
+mod tenants;
+mod two_steps;
 mod workers;
 mod world;

@@ -247,6 +247,24 @@ impl World {
         id
     }
 
+    /// The first half of a submission: it is let in, or refused.
+    pub(crate) fn admit(
+        &mut self,
+        model_name: &str,
+        change: impl FnOnce(&mut JobRequest),
+    ) -> Result<JobId> {
+        let mut request = self.request(model_name);
+        change(&mut request);
+        let id = request.id;
+        let (now, out) = (self.now, &mut self.actions);
+        self.brain.admit(now, Box::new(request), out).map(|()| id)
+    }
+
+    pub(crate) fn cancel(&mut self, job: JobId) {
+        let error = Error::new(Code::Cancelled, "the client has gone");
+        self.tell(Event::Cancel { job, error });
+    }
+
     /// A job's lease comes back with a whole answer.
     pub(crate) fn end(&mut self, job: JobId) {
         self.end_with(job, Report::of(Outcome::Complete));
@@ -279,6 +297,15 @@ impl World {
     /// Where a job was dispatched to.
     pub(crate) fn runs_on(&self, job: JobId) -> Option<WorkerId> {
         self.attempt_of(job).map(|(_, worker)| worker)
+    }
+
+    /// The numbers under which a job was dispatched.
+    pub(crate) fn attempts(&self, wanted: JobId) -> Vec<u32> {
+        let attempt = |action: &Action| match action {
+            Action::Dispatch { job, attempt, .. } if *job == wanted => Some(*attempt),
+            _ => None,
+        };
+        self.actions.iter().filter_map(attempt).collect()
     }
 
     pub(crate) fn spawns(&self) -> Vec<(HiveId, std::sync::Arc<WorkerSpec>)> {

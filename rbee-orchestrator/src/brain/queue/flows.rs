@@ -88,6 +88,12 @@ impl Flows {
         tenants.next().is_none_or(|flow| flow.lanes.len() == 1) && tenants.next().is_none()
     }
 
+    pub(super) fn weigh(&mut self, weight: impl Fn(&TenantId) -> u32) {
+        for (tenant, flow) in &mut self.tenants {
+            flow.weight = u64::from(weight(tenant).max(1));
+        }
+    }
+
     pub(super) fn push(&mut self, entry: &Entry<'_>, group: GroupId, weight: u32) {
         self.len += 1;
         if !self.tenants.contains_key(entry.tenant) {

@@ -334,6 +334,12 @@ impl Queue {
         }
     }
 
+    /// Gives tenants other weights.
+    pub(super) fn weigh(&mut self, weight: impl Fn(&TenantId) -> u32) {
+        let classes = self.lines.values_mut().flat_map(|line| &mut line.classes);
+        classes.for_each(|class| class.flows.weigh(&weight));
+    }
+
     /// Keys of the groups that `wanted` accepts, by class and age of their first jobs.
     pub(super) fn keys(&self, wanted: impl Fn(&Group) -> bool) -> Vec<GroupKey> {
         let groups = self.lines.values().flat_map(Line::groups);
