@@ -244,11 +244,6 @@ pub enum Action {
         /// nothing is known.
         wait: Option<Duration>,
     },
-    /// A job goes on in another life of the queen: this one lets go of it.
-    Shelve {
-        /// The job.
-        job: JobId,
-    },
     /// An attempt failed and its output is void; the job waits again.
     Requeue {
         /// The job.

@@ -249,7 +249,7 @@ impl Driver {
             };
             tokio::select! {
                 () = written => flow.settle(flow.last_events(&ending)),
-                () = driver.stop.cancelled() => flow.shelve(),
+                () = driver.stop.cancelled() => drop(flow.shelve()),
             }
             driver.lock().settling.remove(&job);
         });
@@ -354,11 +354,6 @@ impl Driver {
                         flow.settle(last_events);
                     }
                     None => {}
-                }
-            }
-            Action::Shelve { job } => {
-                if let Some(flow) = core.flows.remove(&job) {
-                    flow.shelve();
                 }
             }
             Action::StartHive { hive } => self.order(&hive, Order::Start),
@@ -535,6 +530,22 @@ impl Driver {
                 self.look(|brain, _| brain.workers_to_check(routine).cloned().collect());
             for worker in due {
                 self.check_worker(worker, None);
+            }
+        }
+    }
+
+    /// Lets go of the asynchronous jobs that have not ended: another life of the queen goes on with
+    /// them.
+    pub(super) fn shelve_all(&self) {
+        let mut core = self.lock();
+        let shelved = core.flows.extract_if(|_, flow| flow.call.asynchronous);
+        for (job, flow) in shelved {
+            if let Some(attempt) = flow.shelve() {
+                self.store.record(JobChange::Requeued {
+                    job,
+                    attempt,
+                    not_before: None,
+                });
             }
         }
     }

@@ -267,17 +267,16 @@ impl Orchestrator {
     pub async fn shutdown(&self) {
         self.drain();
         let grace = self.driver.config.timeouts.drain;
-        if tokio::time::timeout(grace, self.all_jobs_end())
-            .await
-            .is_err()
-        {
+        let cut_off = tokio::time::timeout(grace, self.all_attempts_end()).await;
+        self.driver.shelve_all();
+        if cut_off.is_err() {
             let error = Error::new(
                 crate::error::Code::ShuttingDown,
                 "the queen shut down before the request was done",
             );
             self.driver.abort_all(&error);
             // The leases come back by the event loop; a moment is enough, and no more is given.
-            let _ = tokio::time::timeout(Duration::from_secs(1), self.all_jobs_end()).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.all_attempts_end()).await;
         }
         self.stop_hives().await;
         self.driver.end_tasks().await;
@@ -286,8 +285,8 @@ impl Orchestrator {
         }
     }
 
-    async fn all_jobs_end(&self) {
-        while self.driver.look(|brain, _| brain.open_jobs()) > 0 {
+    async fn all_attempts_end(&self) {
+        while self.driver.look(|brain, _| brain.tally().running) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -36,6 +36,11 @@ impl Lease {
         }
     }
 
+    /// The attempt that holds it.
+    pub(super) fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
     /// Gives the slot back and tells what came of the attempt.
     pub(crate) fn end(mut self, report: Report) {
         self.report = Some(Box::new(report));

@@ -272,15 +272,22 @@ impl Flow {
         }
     }
 
-    /// The job goes on in another life of the queen: this one lets go of it.
-    pub(crate) fn shelve(&self) {
+    /// The job goes on in another life of the queen: this one lets go of it. Returns the attempt that
+    /// was cut off, if one was.
+    pub(crate) fn shelve(&self) -> Option<Attempt> {
         let mut state = self.lock();
-        state.stage = Stage::Over;
+        let stage = std::mem::replace(&mut state.stage, Stage::Over);
         state.settled = true;
         state.wake();
         drop(state);
         if let Some(journal) = self.journal.get() {
             journal.close();
+        }
+        match stage {
+            Stage::Waiting | Stage::Over => None,
+            Stage::Assigned(assignment) => Some(assignment.attempt),
+            Stage::Opening { lease, .. } => Some(lease.attempt()),
+            Stage::Streaming(streaming) => Some(streaming.into_lease().attempt()),
         }
     }
 
