@@ -16,6 +16,7 @@ use shape::{Letter, Shape, shapes};
 use std::fs;
 use std::path::PathBuf;
 use table::Rounds;
+pub(crate) use table::{cell, median};
 use target::{Programs, Target};
 
 /// Compares the queen with nginx and with no proxy at all.
@@ -67,7 +68,7 @@ fn programs(args: &Args) -> Result<Programs> {
 }
 
 /// Where this ran, in a line.
-fn machine(programs: &Programs, args: &Args) -> Result<String> {
+pub(crate) fn machine() -> Result<String> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name"));
     let cpu = cpu.map_or("unknown CPU", |name| {
@@ -75,14 +76,14 @@ fn machine(programs: &Programs, args: &Args) -> Result<String> {
     });
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism()?;
-    let nginx = match args.targets.contains(&Target::Nginx) {
-        true => nginx::version(&programs.nginx)?,
-        false => "no nginx".into(),
-    };
-    Ok(format!(
-        "{cores} cores of {cpu}, Linux {}, {nginx}",
-        kernel.trim()
-    ))
+    Ok(format!("{cores} cores of {cpu}, Linux {}", kernel.trim()))
+}
+
+fn nginx_version(programs: &Programs, args: &Args) -> Result<String> {
+    match args.targets.contains(&Target::Nginx) {
+        true => nginx::version(&programs.nginx),
+        false => Ok("no nginx".into()),
+    }
 }
 
 /// One shape in all rounds. Each round begins with another target, so that none always has the
@@ -124,7 +125,7 @@ fn run_shape(
 pub fn run(args: &Args) -> Result<()> {
     raise_open_files();
     let programs = programs(args)?;
-    println!("{}\n", machine(&programs, args)?);
+    println!("{}, {}\n", machine()?, nginx_version(&programs, args)?);
     let mut problems = Vec::new();
     let mut out = String::from(table::HEAD);
     let all = shapes(args.quick);

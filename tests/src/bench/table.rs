@@ -119,7 +119,7 @@ pub(super) struct Rounds {
     pub(super) found: Vec<Found>,
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -128,7 +128,7 @@ fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Median, with the least and the greatest behind it.
-fn cell(values: &[f64], digits: usize) -> String {
+pub(crate) fn cell(values: &[f64], digits: usize) -> String {
     let Some(middle) = median(values) else {
         return "–".into();
     };

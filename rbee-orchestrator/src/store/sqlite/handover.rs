@@ -222,6 +222,18 @@ impl Handover {
         true
     }
 
+    /// Takes what came meanwhile, if somebody waits for it, behind what was taken before.
+    pub(super) fn take_awaited(&self, taken: &mut Waiting) -> bool {
+        let mut state = self.state();
+        if !std::mem::take(&mut state.urgent) {
+            return false;
+        }
+        state.taken += state.waiting.ops.len();
+        state.taken_text += state.waiting.text_bytes;
+        taken.append(&mut state.waiting);
+        true
+    }
+
     fn linger<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State>
     where
         Self: 'a,

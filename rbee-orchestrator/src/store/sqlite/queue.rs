@@ -267,6 +267,13 @@ impl Waiting {
         }
     }
 
+    /// Moves all operations of another behind these.
+    pub(super) fn append(&mut self, other: &mut Waiting) {
+        self.ops.append(&mut other.ops);
+        self.text_bytes += other.text_bytes;
+        other.clear();
+    }
+
     /// Forgets everything and keeps the memory.
     pub(super) fn clear(&mut self) {
         self.ops.clear();

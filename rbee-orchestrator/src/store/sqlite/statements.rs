@@ -27,7 +27,7 @@ const FINISH: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5,
      tokens_estimated = ?7, error_code = coalesce(?8, error_code), \
      error_message = coalesce(?9, error_message), result = ?10, inference_ms = ?11, \
      slot_ms = ?12, stop_reason = ?13, not_before = NULL \
-     WHERE id = ?1 AND state < 2 AND attempt = ?2 RETURNING tenant, model, asynchronous";
+     WHERE id = ?1 AND state < 2 AND attempt = ?2";
 
 /// [`CLAIM`] and [`FINISH`] of the same attempt in one write.
 const RUN: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, tokens_out = ?6, \
@@ -35,7 +35,11 @@ const RUN: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, to
      error_message = coalesce(?9, error_message), result = ?10, inference_ms = ?11, \
      slot_ms = ?12, stop_reason = ?13, not_before = NULL, attempt = ?2, worker = ?14, \
      hive = ?15, why = ?16, started_at = ?17, model = ?18 \
-     WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1 RETURNING tenant, model, asynchronous";
+     WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1";
+
+/// What is to be known of a job that has just ended. (`RETURNING` makes a table for its rows, which
+/// costs more than the update.)
+const ENDED: &str = "SELECT tenant, model, asynchronous FROM jobs WHERE id = ?";
 
 const PUT_REQUEST: &str = "INSERT INTO requests (job, body) VALUES (?, ?)";
 
@@ -64,6 +68,7 @@ pub(super) struct Statements<'db> {
     requeue: Statement<'db>,
     finish: Statement<'db>,
     run: Statement<'db>,
+    ended: Statement<'db>,
     put_request: Statement<'db>,
     drop_request: Statement<'db>,
     put_key: Statement<'db>,
@@ -81,6 +86,7 @@ impl<'db> Statements<'db> {
             requeue: db.prepare(REQUEUE)?,
             finish: db.prepare(FINISH)?,
             run: db.prepare(RUN)?,
+            ended: db.prepare(ENDED)?,
             put_request: db.prepare(PUT_REQUEST)?,
             drop_request: db.prepare(DROP_REQUEST)?,
             put_key: db.prepare(PUT_KEY)?,
@@ -216,77 +222,74 @@ impl<'db> Statements<'db> {
         ending: &Ending,
     ) -> rusqlite::Result<bool> {
         let error = ending.outcome.error();
-        let ended = self.finish.query_row(
-            params![
-                job.0.as_bytes(),
-                attempt,
-                state_code(ending.outcome.state()),
-                ending.at.0,
-                ending.usage.map(|usage| usage.tokens_in.cast_signed()),
-                ending.usage.map(|usage| usage.tokens_out.cast_signed()),
-                ending.usage.map(|usage| usage.estimated),
-                error.map(|error| error.code.as_str()),
-                error.map(|error| error.message.as_str()),
-                ending.result,
-                ending.times.inference_ms.cast_signed(),
-                ending.times.slot_ms.cast_signed(),
-                ending.stop.map(|stop| stop.as_str()),
-            ],
-            Ended::read,
-        );
-        self.note_ended(job, ended.optional()?, ending)
+        let written = self.finish.execute(params![
+            job.0.as_bytes(),
+            attempt,
+            state_code(ending.outcome.state()),
+            ending.at.0,
+            ending.usage.map(|usage| usage.tokens_in.cast_signed()),
+            ending.usage.map(|usage| usage.tokens_out.cast_signed()),
+            ending.usage.map(|usage| usage.estimated),
+            error.map(|error| error.code.as_str()),
+            error.map(|error| error.message.as_str()),
+            ending.result,
+            ending.times.inference_ms.cast_signed(),
+            ending.times.slot_ms.cast_signed(),
+            ending.stop.map(|stop| stop.as_str()),
+        ])?;
+        self.note_ended(job, written, ending)
     }
 
     /// A dispatch and the ending of that attempt.
     pub(super) fn run(&mut self, claim: &Claim, ending: &Ending) -> rusqlite::Result<bool> {
         let (placed, error) = (&claim.placed, ending.outcome.error());
-        let ended = self.run.query_row(
-            params![
-                claim.job.0.as_bytes(),
-                claim.attempt,
-                state_code(ending.outcome.state()),
-                ending.at.0,
-                ending.usage.map(|usage| usage.tokens_in.cast_signed()),
-                ending.usage.map(|usage| usage.tokens_out.cast_signed()),
-                ending.usage.map(|usage| usage.estimated),
-                error.map(|error| error.code.as_str()),
-                error.map(|error| error.message.as_str()),
-                ending.result,
-                ending.times.inference_ms.cast_signed(),
-                ending.times.slot_ms.cast_signed(),
-                ending.stop.map(|stop| stop.as_str()),
-                placed.worker.as_str(),
-                placed.hive.as_ref().map(|hive| hive.as_str()),
-                placed.why,
-                claim.at.0,
-                placed.model.as_str(),
-            ],
-            Ended::read,
-        );
-        match ended.optional()? {
+        let written = self.run.execute(params![
+            claim.job.0.as_bytes(),
+            claim.attempt,
+            state_code(ending.outcome.state()),
+            ending.at.0,
+            ending.usage.map(|usage| usage.tokens_in.cast_signed()),
+            ending.usage.map(|usage| usage.tokens_out.cast_signed()),
+            ending.usage.map(|usage| usage.estimated),
+            error.map(|error| error.code.as_str()),
+            error.map(|error| error.message.as_str()),
+            ending.result,
+            ending.times.inference_ms.cast_signed(),
+            ending.times.slot_ms.cast_signed(),
+            ending.stop.map(|stop| stop.as_str()),
+            placed.worker.as_str(),
+            placed.hive.as_ref().map(|hive| hive.as_str()),
+            placed.why,
+            claim.at.0,
+            placed.model.as_str(),
+        ])?;
+        match written {
             // The claim does not win, so the ending is on its own.
-            None => self.finish(claim.job, claim.attempt, ending),
-            ended => self.note_ended(claim.job, ended, ending),
+            0 => self.finish(claim.job, claim.attempt, ending),
+            _ => self.note_ended(claim.job, written, ending),
         }
     }
 
     fn note_ended(
         &mut self,
         job: JobId,
-        ended: Option<Ended>,
+        written: usize,
         ending: &Ending,
     ) -> rusqlite::Result<bool> {
-        let Some(ended) = ended else {
+        if written == 0 {
             return Ok(false);
-        };
+        }
+        let id = [job.0.as_bytes()];
+        let ended = self.ended.query_row(id, Ended::read)?;
         if ended.asynchronous {
-            self.drop_request.execute([job.0.as_bytes()])?;
+            self.drop_request.execute(id)?;
         }
         self.sums.add_ending(ended.tenant, ended.model, ending);
         Ok(true)
     }
 }
 
+/// See [`ENDED`].
 /// What is to be known of a job that has just ended.
 pub(super) struct Ended {
     pub(super) tenant: TenantId,

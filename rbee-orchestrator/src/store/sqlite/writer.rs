@@ -184,9 +184,8 @@ impl Scribe {
         let mut done = 0;
         while done < self.taken.ops.len() {
             let last_try = self.handover.is_closing();
-            let (end, text_bytes) = self.batch_from(done);
-            match self.commit(statements, done, end) {
-                Ok(()) => {
+            match self.commit(statements, done) {
+                Ok((end, text_bytes)) => {
                     self.note_success();
                     for op in &mut self.taken.ops[done..end] {
                         op.answer(Ok(()));
@@ -233,24 +232,53 @@ impl Scribe {
         (end, text_bytes)
     }
 
-    /// Commits a batch. A step that fails by itself is refused, and all others are done again
-    /// without it, so that nothing of it is left.
+    /// Commits a batch; says where it ends, and how much text it has. A step that fails by itself
+    /// is refused, and all others are done again without it, so that nothing of it is left.
     fn commit(
         &mut self,
         statements: &mut Statements<'_>,
         start: usize,
-        end: usize,
-    ) -> rusqlite::Result<()> {
-        let batch = &mut self.taken.ops[start..end];
+    ) -> rusqlite::Result<(usize, usize)> {
         loop {
             // Dropped before its commit, the transaction is rolled back.
             let db = statements.db;
             let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-            let Some((op, error)) = apply(statements, batch)? else {
-                return transaction.commit();
-            };
-            drop(transaction);
-            refuse(op, &error);
+            statements.begin();
+            match self.apply_batch(statements, start)? {
+                Applied::Batch(end, text_bytes) => {
+                    statements.end()?;
+                    transaction.commit()?;
+                    return Ok((end, text_bytes));
+                }
+                Applied::Not(at, error) => {
+                    drop(transaction);
+                    refuse(&mut self.taken.ops[at], &error);
+                }
+            }
+        }
+    }
+
+    /// Does the steps of a batch, those too that came meanwhile: one sync for all is better than
+    /// two.
+    fn apply_batch(
+        &mut self,
+        statements: &mut Statements<'_>,
+        start: usize,
+    ) -> rusqlite::Result<Applied> {
+        let mut applied = start;
+        loop {
+            let (end, text_bytes) = self.batch_from(start);
+            for at in applied..end {
+                match self.taken.ops[at].apply(statements) {
+                    Ok(()) => {}
+                    Err(error) if is_about_the_step(&error) => return Ok(Applied::Not(at, error)),
+                    Err(error) => return Err(error),
+                }
+            }
+            applied = end;
+            if end < self.taken.ops.len() || !self.handover.take_awaited(&mut self.taken) {
+                return Ok(Applied::Batch(end, text_bytes));
+            }
         }
     }
 
@@ -286,22 +314,10 @@ impl Scribe {
     }
 }
 
-/// Does the steps of a batch, as parts of the transaction that is open; gives back the one that is
-/// to blame for it if that can't be.
-fn apply<'a>(
-    statements: &mut Statements<'_>,
-    batch: &'a mut [Op],
-) -> rusqlite::Result<Option<(&'a mut Op, rusqlite::Error)>> {
-    statements.begin();
-    for op in batch {
-        match op.apply(statements) {
-            Ok(()) => {}
-            Err(error) if is_about_the_step(&error) => return Ok(Some((op, error))),
-            Err(error) => return Err(error),
-        }
-    }
-    statements.end()?;
-    Ok(None)
+/// What became of a batch: where it ends and how much text it has, or which step is to blame.
+enum Applied {
+    Batch(usize, usize),
+    Not(usize, rusqlite::Error),
 }
 
 /// Drops a step that would fail for ever and keep all others from being written.
