@@ -1,8 +1,11 @@
 //! What the end-to-end tests and the benchmarks stand on.
 
 pub mod bench;
+pub mod clock;
 pub mod harness;
 pub mod load;
 pub mod proc;
+pub mod random;
 pub mod stub;
 pub mod token;
+pub mod words;

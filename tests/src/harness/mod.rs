@@ -14,9 +14,9 @@ pub mod wait;
 
 pub use client::{Client, Reply, assert_error};
 pub use daemon::Daemon;
-pub use events::{Event, EventStream};
+pub use events::{Block, Event, EventStream};
 pub use home::Home;
-pub use queen::{Launch, Queen};
+pub use queen::{Fallen, Launch, Queen};
 pub use shared::Shared;
-pub use stub_engine::{StubClient, StubEngine};
+pub use stub_engine::{Noted, StubClient, StubEngine};
 pub use wait::{eventually, until};
