@@ -1,6 +1,7 @@
 //! What the end-to-end tests and the benchmarks stand on.
 
 pub mod bench;
+pub mod chaos;
 pub mod clock;
 pub mod harness;
 pub mod load;

@@ -44,10 +44,10 @@ impl Random {
     ///
     /// # Panics
     /// When there is none.
-    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub fn pick<T: Copy>(&mut self, all: &[T]) -> T {
         let last = all.len().checked_sub(1);
         let last = last.expect("there is something to pick from");
-        &all[self.between(0, last as u64) as usize]
+        all[self.between(0, last as u64) as usize]
     }
 
     /// Puts them in another order.

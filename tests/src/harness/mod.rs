@@ -3,6 +3,7 @@
 pub mod client;
 pub mod daemon;
 pub mod events;
+pub mod first_database;
 pub mod home;
 pub mod ports;
 pub mod programs;
