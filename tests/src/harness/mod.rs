@@ -10,6 +10,7 @@ pub mod programs;
 pub mod queen;
 pub mod raw;
 pub mod shared;
+pub mod small_disk;
 pub mod stub_engine;
 pub mod wait;
 
@@ -19,5 +20,6 @@ pub use events::{Block, Event, EventStream};
 pub use home::Home;
 pub use queen::{Fallen, Launch, Queen};
 pub use shared::Shared;
+pub use small_disk::SmallDisk;
 pub use stub_engine::{Noted, StubClient, StubEngine};
 pub use wait::{eventually, until};
