@@ -63,21 +63,6 @@ impl House {
                "max_tokens": 4, "stream": stream})
     }
 
-    /// Submits a task that outlives this connection; returns its id.
-    #[track_caller]
-    fn submit(&self) -> String {
-        let queued = self.queen().header("prefer", "respond-async");
-        let reply = queued.post("/v2/tasks", &self.task(true));
-        let reply = reply.expect("an answer");
-        assert_eq!(reply.status, 202, "{}", reply.text);
-        let job_id = reply.json()["job_id"].as_str().map(str::to_owned);
-        job_id.expect("a job has an id")
-    }
-
-    fn look(&self, job_id: &str) -> Value {
-        self.queen().look(&format!("/v2/tasks/{job_id}")).json()
-    }
-
     /// Each kind of interactive request is answered in full.
     #[track_caller]
     fn serves(&self) {
@@ -304,7 +289,7 @@ fn an_asynchronous_task_is_tried_again_and_its_text_is_that_of_one_attempt() {
         let house = House::new(&format!("{fault}-again").replace('=', "-"));
         let stub = house.engine(fault);
         stub.control("fault_times=1").expect("a known key");
-        let job_id = house.submit();
+        let job_id = house.queen().submit(&house.task(true));
         let stream = house.queen().follow(&job_id, None).expect("an answer");
         let events = stream.rest();
         // The reader may have come after the first attempt began to fail, never after the second.
@@ -313,7 +298,7 @@ fn an_asynchronous_task_is_tried_again_and_its_text_is_that_of_one_attempt() {
         assert_eq!(second["attempt"], 2, "{fault}: {events:#?}");
         let from = events.iter().rposition(|e| e["type"] == "started");
         let text = assert_task_completed(&events[from.expect("it started")..]);
-        let task = house.look(&job_id);
+        let task = house.queen().task(&job_id);
         assert_eq!(task["state"], "complete", "{fault}: {task}");
         assert_eq!(task["attempts"], 2, "{fault}: {task}");
         assert_eq!(task["result"], text, "{fault}");
@@ -327,7 +312,7 @@ fn an_asynchronous_task_is_tried_again_and_its_text_is_that_of_one_attempt() {
 fn an_asynchronous_task_tells_of_the_retry_and_gives_up_after_five_attempts() {
     let house = House::new("five");
     let stub = house.engine("drop_mid_stream=1");
-    let job_id = house.submit();
+    let job_id = house.queen().submit(&house.task(true));
     let stream = house.queen().follow(&job_id, None).expect("an answer");
     let events = stream.rest();
     assert_task_failed(&events, "WORKER_FAILED", &[]);
@@ -335,7 +320,7 @@ fn an_asynchronous_task_tells_of_the_retry_and_gives_up_after_five_attempts() {
         .iter()
         .filter(|e| e["type"] == "narration" && e["action"] == "retry");
     assert!(retries.count() >= 1, "{events:#?}");
-    let task = house.look(&job_id);
+    let task = house.queen().task(&job_id);
     assert_eq!(task["state"], "failed", "{task}");
     assert_eq!(task["attempts"], 5, "{task}");
     assert_eq!(task["error"]["code"], "WORKER_FAILED", "{task}");
@@ -348,7 +333,7 @@ fn an_engine_that_says_when_to_come_back_is_not_asked_before() {
     let house = House::new("later");
     let stub = house.engine("status_503=2");
     stub.control("fault_times=1").expect("a known key");
-    let job_id = house.submit();
+    let job_id = house.queen().submit(&house.task(true));
     let stream = house.queen().follow(&job_id, None).expect("an answer");
     let events = stream.rest();
     assert_eq!(

@@ -3,7 +3,7 @@
 
 use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
 use rbee_tests::harness::{
-    Home, Queen, Reply, SmallDisk, StubEngine, assert_error, eventually, first_database, until,
+    Home, Queen, Reply, SmallDisk, StubEngine, assert_error, first_database, until,
 };
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
@@ -26,33 +26,14 @@ fn task(tokens: u64) -> Value {
     json!({"model": MODEL, "prompt": "x", "max_tokens": tokens})
 }
 
-/// Asks for a task that outlives its connection.
-fn submit(queen: &Queen) -> Reply {
-    let queued = queen.header("prefer", "respond-async");
-    queued.post("/v2/tasks", &task(4)).expect("an answer")
-}
-
-fn id_of(reply: &Reply) -> String {
-    let id = reply.json()["job_id"].as_str().map(str::to_owned);
-    id.unwrap_or_else(|| panic!("no job in {}", reply.text))
-}
-
-#[track_caller]
-fn completes(queen: &Queen, job_id: &str) {
-    let path = format!("/v2/tasks/{job_id}");
-    eventually("an accepted task completes", 15 * SECOND, || {
-        queen.look(&path).json()["state"] == "complete"
-    });
-}
-
 /// Submits until one is refused, as the log may have some room of its own left; returns those that
 /// were accepted and the refusal.
 fn submit_until_refused(queen: &Queen) -> (Vec<String>, Reply) {
     let mut accepted = Vec::new();
     loop {
-        let reply = submit(queen);
+        let reply = queen.try_submit(&task(4));
         match reply.status {
-            202 => accepted.push(id_of(&reply)),
+            202 => accepted.push(reply.accepted()),
             _ => return (accepted, reply),
         }
         assert!(accepted.len() < 10_000, "a full disk refuses nothing");
@@ -68,9 +49,8 @@ fn on_a_full_disk_nothing_is_accepted_that_could_be_lost_and_streams_go_on() {
     let database = disk.path().join("queen.db");
     let queen = home.queen().database(&database).start();
     let _stub = stub(&home, &queen);
-    let before = submit(&queen);
-    assert_eq!(before.status, 202, "{}", before.text);
-    completes(&queen, &id_of(&before));
+    let before = queen.submit(&task(4));
+    queen.assert_task_ends(&before, "complete");
 
     disk.fill();
     let (accepted, refused) = submit_until_refused(&queen);
@@ -82,17 +62,17 @@ fn on_a_full_disk_nothing_is_accepted_that_could_be_lost_and_streams_go_on() {
 
     disk.free();
     let again = until(15 * SECOND, || {
-        let reply = submit(&queen);
-        (reply.status == 202).then_some(reply)
+        let reply = queen.try_submit(&task(4));
+        (reply.status == 202).then(|| reply.accepted())
     });
     let again = again.expect("with room on the disk it is accepted again");
-    for job_id in accepted.iter().chain([&id_of(&again)]) {
-        completes(&queen, job_id);
+    for job_id in accepted.iter().chain([&again]) {
+        queen.assert_task_ends(job_id, "complete");
     }
     queen.kill();
     let queen = home.queen().database(&database).start();
-    for job_id in accepted.iter().chain([&id_of(&before), &id_of(&again)]) {
-        let task = queen.look(&format!("/v2/tasks/{job_id}")).json();
+    for job_id in accepted.iter().chain([&before, &again]) {
+        let task = queen.task(job_id);
         assert_eq!(task["state"], "complete", "{task}");
     }
 }
@@ -120,28 +100,27 @@ fn while_another_program_locks_the_database_nothing_is_accepted() {
     let database = home.path().join("queen.db");
     let queen = home.queen().start();
     let _stub = stub(&home, &queen);
-    let before = submit(&queen);
-    assert_eq!(before.status, 202, "{}", before.text);
-    completes(&queen, &id_of(&before));
+    let before = queen.submit(&task(4));
+    queen.assert_task_ends(&before, "complete");
 
     let other = Connection::open(&database).expect("it is a database");
     other
         .execute_batch("BEGIN IMMEDIATE")
         .expect("nobody else writes just now");
-    let refused = submit(&queen);
+    let refused = queen.try_submit(&task(4));
     assert_error(&refused, 500, "STORE_FAILED", &["locked", "other program"]);
     // Reading goes on, and so do streams.
-    let listed = queen.look(&format!("/v2/tasks/{}", id_of(&before)));
-    assert_eq!(listed.status, 200, "{}", listed.text);
+    assert_eq!(queen.task(&before)["state"], "complete");
     let stream = queen.stream("/v2/tasks", &task(4)).expect("an answer");
     assert_task_completed(&stream.rest());
 
     other.execute_batch("ROLLBACK").expect("it was begun");
     let again = until(15 * SECOND, || {
-        let reply = submit(&queen);
-        (reply.status == 202).then_some(reply)
+        let reply = queen.try_submit(&task(4));
+        (reply.status == 202).then(|| reply.accepted())
     });
-    completes(&queen, &id_of(&again.expect("it is accepted again")));
+    let again = again.expect("it is accepted again");
+    queen.assert_task_ends(&again, "complete");
 }
 
 #[test]
@@ -156,11 +135,7 @@ fn a_database_of_the_first_version_is_brought_up_to_date_although_that_was_cut_o
     let fallen = killed.expect_err("she kills herself while she migrates");
     assert!(!fallen.status.success(), "{}", fallen.log);
     let queen = launch().start();
-    let list = |state: &str| {
-        let path = format!("/v2/tasks?state={state}&model={}", first_database::MODEL);
-        let list = queen.look(&path).json();
-        list["tasks"].as_array().cloned().unwrap_or_default()
-    };
+    let list = |state| queen.tasks(&format!("state={state}&model={}", first_database::MODEL));
     assert_eq!(list("complete").len(), 10);
     let failed = list("failed");
     assert_eq!(failed.len(), 1, "{failed:#?}");
@@ -195,36 +170,32 @@ fn a_clock_that_steps_back_an_hour_delays_nothing_and_loses_nothing() {
     stub.control("itl_ms=20").expect("a known key");
     let mut stream = queen.stream("/v2/tasks", &task(50)).expect("an answer");
     let mut events = vec![stream.until_type("started"), stream.until_type("token")];
-    let before = submit(&queen);
-    assert_eq!(before.status, 202, "{}", before.text);
+    let before = queen.submit(&task(4));
     // It waits for its second attempt when the clock steps.
     stub.control("fault=status_500&fault_times=1")
         .expect("a known fault");
-    let waits = submit(&queen);
-    assert_eq!(waits.status, 202, "{}", waits.text);
+    let waits = queen.submit(&task(4));
 
     set("-3600");
     events.extend(stream.rest());
     assert_task_completed(&events);
-    let after = submit(&queen);
-    assert_eq!(after.status, 202, "{}", after.text);
-    for reply in [&before, &waits, &after] {
-        completes(&queen, &id_of(reply));
+    let after = queen.submit(&task(4));
+    for job_id in [&before, &waits, &after] {
+        queen.assert_task_ends(job_id, "complete");
     }
-    let task = queen.look(&format!("/v2/tasks/{}", id_of(&before))).json();
+    let task = queen.task(&before);
     for key in ["inference_ms", "slot_ms"] {
         let ms = task[key].as_u64().expect("a number");
         assert!(ms < 60_000, "an hour was charged: {task}");
     }
     // A deadline that counts from the submission is one of the clock that does not step.
     stub.control("fault=stall_after=1").expect("a known fault");
-    let mut short = self::task(4);
+    let mut short = crate::task(4);
     short["timeout_ms"] = json!(1000);
     let stream = queen.stream("/v2/tasks", &short).expect("an answer");
     set("-7200");
     assert_task_failed(&stream.rest(), "TIMEOUT", &["1000"]);
-    let newest = queen.look("/v2/tasks?limit=500").json();
-    let tasks = newest["tasks"].as_array().expect("a list of tasks");
+    let tasks = queen.tasks("limit=2");
     assert_eq!(tasks.len(), 5, "each is listed once: {tasks:#?}");
 }
 

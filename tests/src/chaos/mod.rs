@@ -58,11 +58,7 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// Every line of the queen's configuration: attempts that crashes cut off are tried again as often
 /// as it takes, and what is old is purged soon.
 fn configured<'h>(home: &'h Home, stub: &StubEngine, port: u16) -> Launch<'h> {
-    let worker = format!(
-        "workers = [{{ worker_id = \"w\", url = \"{}\", model_ref = \"{MODEL}\", slots_total = {SLOTS} }}]",
-        stub.url()
-    );
-    let mut launch = home.queen().port(port).config(&worker);
+    let mut launch = home.queen().port(port).worker(stub, MODEL, SLOTS);
     for line in [
         "hives.local = false",
         "retry.attempts_async = 10000",

@@ -12,6 +12,7 @@ pub mod raw;
 pub mod shared;
 pub mod small_disk;
 pub mod stub_engine;
+pub mod tasks;
 pub mod wait;
 
 pub use client::{Client, Reply, assert_error};

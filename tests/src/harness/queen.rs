@@ -23,6 +23,7 @@ pub struct Launch<'h> {
     args: Vec<String>,
     env: Vec<(String, String)>,
     config: String,
+    workers: String,
     port: Option<u16>,
     database: PathBuf,
 }
@@ -35,6 +36,7 @@ impl<'h> Launch<'h> {
             args: Vec::new(),
             env: Vec::new(),
             config: String::new(),
+            workers: String::new(),
             port: None,
             database: home.path().join("queen.db"),
         }
@@ -66,6 +68,16 @@ impl<'h> Launch<'h> {
     pub fn config(mut self, line: &str) -> Self {
         self.config += line;
         self.config.push('\n');
+        self
+    }
+
+    /// A stub that no hive owns, in the configuration file: each of her lives knows it.
+    #[must_use]
+    pub fn worker(mut self, stub: &StubEngine, model_ref: &str, slots: usize) -> Self {
+        self.workers += &format!(
+            "[[workers]]\nurl = \"{}\"\nmodel_ref = \"{model_ref}\"\nslots_total = {slots}\n",
+            stub.url()
+        );
         self
     }
 
@@ -106,7 +118,9 @@ impl<'h> Launch<'h> {
         }
         if !self.args.iter().any(|arg| arg == "--config") {
             let config = home.path().join(format!("queen-{number}.toml"));
-            fs::write(&config, &self.config).expect("the folder is ours");
+            // Tables come after all plain keys.
+            let text = self.config.clone() + &self.workers;
+            fs::write(&config, text).expect("the folder is ours");
             command.arg("--config").arg(config);
         }
         Daemon::spawn("queen-rbee", &mut command, &log).expect("the queen's program runs")

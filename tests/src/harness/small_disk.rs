@@ -61,8 +61,8 @@ impl SmallDisk {
         for piece in [1 << 16, 1 << 12, 1] {
             let piece = vec![0u8; piece];
             let full = loop {
-                match file.write(&piece) {
-                    Ok(_) => {}
+                match file.write_all(&piece) {
+                    Ok(()) => {}
                     Err(e) => break e,
                 }
             };
