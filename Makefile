@@ -1,7 +1,7 @@
 # What a person does with this repository; `make` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart run test bench lint fmt doc clean
+.PHONY: help quickstart run test chaos bench lint fmt doc clean
 
 # The prompt goes on as it was typed: in the environment, past make's and the shell's expansions.
 export RBEE_PROMPT := $(value PROMPT)
@@ -28,6 +28,10 @@ test: ## Run all tests, those with the real engine and model too
 	tests/parts.sh --tests
 	cargo build --workspace --bins
 	$(WITH_PARTS) RBEE_TEST_BUILT=1 cargo test --workspace
+
+chaos: ## Kill the queen under load, and see what she keeps: make chaos [ARGS="--kills 1000"]
+	cargo build --workspace --bins
+	RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/debug/chaos $(ARGS)
 
 bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"]
 	cargo build --release -p queen-rbee -p rbee-tests --bins

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the real parts that the quickstart and the tests run against into .cache/ (git ignores
-# it): a llama-server, a small instruct model and, with --tests, OpenAI's Python client.
+# it): a llama-server, a small instruct model and, with --tests, OpenAI's Python client; for the
+# tests, libfaketime must be there too.
 #
 #   tests/parts.sh [--tests]
 #
@@ -10,6 +11,7 @@
 #   RBEE_HIVE_MODELS   the folder of models
 #   RBEE_TEST_MODEL    the model's file in it
 #   RBEE_TEST_PYTHON   a Python that has the openai package (after --tests)
+#   RBEE_TEST_FAKETIME the library that sets a process's clock (after --tests)
 #
 # What is there already is not fetched again. In CI (the variable CI is set), as root on Debian or
 # Ubuntu, missing system packages are installed; elsewhere they are named.
@@ -62,6 +64,16 @@ rust_is_new() {
     [ "$major" -gt 1 ] || [ "$minor" -ge 95 ]
 }
 
+faketime_library() {
+    for found in /usr/lib/*/faketime/libfaketime.so.1 /usr/lib*/faketime/libfaketime.so.1; do
+        if [ -f "$found" ]; then
+            printf %s "$found"
+            return
+        fi
+    done
+    return 1
+}
+
 check_machine() {
     missing=
     need 'command -v cargo && rust_is_new' '' 'Rust 1.95 or newer' \
@@ -71,6 +83,7 @@ check_machine() {
     need 'pkg-config --exists openssl || perl -e 1' 'libssl-dev pkg-config' \
         'the headers of OpenSSL with pkg-config, or perl to build it'
     need '[ -x "$venv/bin/python" ] || python3 -c "import venv, ensurepip"' 'python3 python3-venv' 'Python 3 with venv'
+    [ -z "$with_tests" ] || need faketime_library faketime 'libfaketime, for tests whose clock steps'
     [ -z "$missing" ] || exit 1
 }
 
@@ -139,6 +152,9 @@ write_env() {
         echo "export RBEE_HIVE_MODELS=$(quoted "$cache/models")"
         echo "export RBEE_TEST_MODEL=$(quoted "$model")"
         echo "export RBEE_TEST_PYTHON=$(quoted "$venv/bin/python")"
+        if clock=$(faketime_library); then
+            echo "export RBEE_TEST_FAKETIME=$(quoted "$clock")"
+        fi
     } >"$cache/parts.env.new"
     if cmp -s "$cache/parts.env.new" "$cache/parts.env"; then
         rm "$cache/parts.env.new"

@@ -2,8 +2,12 @@
 
 pub mod bench;
 pub mod bench_store;
+pub mod chaos;
+pub mod clock;
 pub mod harness;
 pub mod load;
 pub mod proc;
+pub mod random;
 pub mod stub;
 pub mod token;
+pub mod words;

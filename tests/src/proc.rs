@@ -113,6 +113,18 @@ pub struct Process {
     pub command: String,
 }
 
+/// How many files the process has open in all, and how many of them are sockets.
+#[must_use]
+pub fn open_files(pid: u32) -> (usize, usize) {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"));
+    let names = open.into_iter().flatten().flatten();
+    names.fold((0, 0), |(files, sockets), file| {
+        let target = fs::read_link(file.path()).unwrap_or_default();
+        let is_socket = target.to_string_lossy().starts_with("socket:");
+        (files + 1, sockets + usize::from(is_socket))
+    })
+}
+
 /// Every live process whose environment holds `name=value`. A child inherits it, whoever its
 /// parent has become since, so this finds what a test left behind.
 #[must_use]
@@ -175,6 +187,10 @@ mod tests {
         let usage = usage(&[std::process::id()]);
         assert_eq!(usage.procs, 1);
         assert!(usage.rss_kb > 100);
+        let sockets = || open_files(std::process::id()).1;
+        let before = sockets();
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0));
+        assert!(sockets() > before, "{listener:?}");
         assert!(machine_busy_s() > 0.0);
     }
 }

@@ -176,12 +176,12 @@ fn what_the_engine_refuses_comes_through_in_its_words() {
     assert_error(&reply, 404, "MODEL_NOT_FOUND", &["smollm3", "smollm2"]);
 }
 
-fn run_openai_client(base: &str, key: &str) {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/openai_client.py");
+fn run_openai_client(script: &str, args: &[&str], key: &str) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut client = Command::new(part("RBEE_TEST_PYTHON"));
     client
-        .arg(script)
-        .args([base, MODEL])
+        .arg(folder.join(script))
+        .args(args)
         .env("OPENAI_API_KEY", key);
     // The queen is on this machine, whatever proxy the shell knows.
     let out = client.env("NO_PROXY", "*").output().expect("Python runs");
@@ -191,7 +191,32 @@ fn run_openai_client(base: &str, key: &str) {
 
 #[test]
 fn openais_own_client_works_unchanged() {
-    run_openai_client(shared().0.base(), "none");
+    let shared = shared();
+    run_openai_client("openai_client.py", &[shared.0.base(), MODEL], "none");
+}
+
+#[test]
+fn openais_own_client_understands_every_refusal() {
+    let home = Home::new();
+    let mut launch = home
+        .queen()
+        .config("tenants.default.weight = 1")
+        .config("tenants.red.requests_per_minute = 1");
+    let mut engines = Vec::new();
+    for (model, fault) in [
+        ("file:m", "none"),
+        ("file:overrun", "status_429=2"),
+        ("file:away", "status_503=3"),
+        ("file:breaks", "drop_mid_stream=2"),
+    ] {
+        let stub = home.stub(&[]);
+        stub.control(&format!("fault={fault}"))
+            .expect("a known fault");
+        launch = launch.worker(&stub, model, 1);
+        engines.push(stub);
+    }
+    let queen = launch.start();
+    run_openai_client("openai_refusals.py", &[queen.base()], "none");
 }
 
 #[test]
@@ -206,7 +231,11 @@ fn openais_own_client_brings_a_token_where_one_is_needed() {
         .arg("--token-file")
         .arg(&file.to_string_lossy())
         .start();
-    run_openai_client(queen.base(), "the-right-token");
+    run_openai_client(
+        "openai_client.py",
+        &[queen.base(), MODEL],
+        "the-right-token",
+    );
 }
 
 #[test]

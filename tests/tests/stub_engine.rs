@@ -1,6 +1,8 @@
 //! The stub engine is what it says: the other tests rest on it.
 
+use rbee_tests::clock::monotonic_ns;
 use rbee_tests::harness::{Client, Home, eventually, raw};
+use rbee_tests::words;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,43 @@ fn an_answer_streams_in_numbered_tokens_and_whole_ones_say_the_same() {
     let last = stub.last_request().expect("it remembers");
     assert_eq!(last["path"], "/v1/chat/completions");
     assert_eq!(last["body"], chat(false).to_string());
+}
+
+#[test]
+fn words_follow_from_the_prompt_and_how_often_it_was_computed() {
+    let home = Home::new();
+    let stub = home.stub(&["--words", "--journal"]);
+    let client = Client::new(stub.url()).header("x-correlation-id", "me");
+    let ask = |path: &str, body: &serde_json::Value| {
+        let reply = client.post(path, body).expect("an answer").json();
+        let choice = &reply["choices"][0];
+        let text = choice["text"]
+            .as_str()
+            .or(choice["message"]["content"].as_str());
+        text.expect("a text").to_owned()
+    };
+    let prompt = json!({"model": "stub-model", "prompt": "x", "max_tokens": 4});
+    let first = ask("/v1/completions", &prompt);
+    assert_eq!(first, words::text("x", 1, 4));
+    assert_eq!(
+        ask("/v1/chat/completions", &chat(false)),
+        words::text("x", 2, 4)
+    );
+    let stream = client.stream("/v1/chat/completions", &chat(true));
+    let events = stream.expect("an answer").rest();
+    let pieces = events
+        .iter()
+        .filter_map(|e| e["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(pieces.collect::<String>(), words::text("x", 3, 4));
+
+    let (noted, next) = stub.journal(0).expect("it keeps one");
+    let all: Vec<&str> = noted.iter().map(|entry| entry.what.as_str()).collect();
+    assert_eq!(all, ["arrived", "finished"].repeat(3));
+    assert!(noted.iter().all(|entry| entry.correlation_id == "me"));
+    assert!(noted.is_sorted_by_key(|entry| entry.at_ns));
+    assert!(noted[5].at_ns <= monotonic_ns());
+    assert_eq!(stub.journal(4).expect("it keeps one").0, noted[4..]);
+    assert_eq!(next, 6);
 }
 
 #[test]

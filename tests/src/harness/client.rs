@@ -113,7 +113,20 @@ impl Client {
     /// When there is no HTTP answer at all.
     pub fn stream(&self, path: &str, body: &Value) -> Result<EventStream> {
         let res = self.open("POST", path, body.to_string().as_bytes())?;
-        Ok(EventStream::new(res))
+        Ok(EventStream::new(res, false))
+    }
+
+    /// Follows a task's events, from the beginning or after one; returns when the headers are there.
+    ///
+    /// # Errors
+    /// When there is no HTTP answer at all.
+    pub fn follow(&self, job_id: &str, after: Option<&str>) -> Result<EventStream> {
+        let client = match after {
+            Some(id) => &self.header("last-event-id", id),
+            None => self,
+        };
+        let res = client.open("GET", &format!("/v2/tasks/{job_id}/events"), &[])?;
+        Ok(EventStream::new(res, true))
     }
 
     /// `GET path`.
@@ -122,6 +135,14 @@ impl Client {
     /// As [`Client::send`].
     pub fn get(&self, path: &str) -> Result<Reply> {
         self.send("GET", path, &[])
+    }
+
+    /// `DELETE path`.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub fn delete(&self, path: &str) -> Result<Reply> {
+        self.send("DELETE", path, &[])
     }
 
     /// `POST path` with a JSON body.

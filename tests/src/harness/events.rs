@@ -1,7 +1,7 @@
 //! Reads an SSE answer, and holds it to the form that the contract gives it.
 
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use ureq::http::{HeaderMap, Response};
 use ureq::{Body, BodyReader};
 
@@ -16,60 +16,95 @@ pub enum Event {
     Comment(String),
 }
 
+/// An event with the id that it came under.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Block {
+    /// Its `id:` line, which only the answers of `/events` have
+    pub id: Option<String>,
+    /// What it says
+    pub event: Event,
+}
+
 /// An answer that is being read. Dropping it closes the connection.
 pub struct EventStream {
     /// The HTTP status
     pub status: u16,
     /// The answer's headers
     pub headers: HeaderMap,
+    /// The id of the newest event that had one
+    pub last_id: Option<String>,
+    /// Whether events may have ids: existing clients read the answer to a POST without any
+    has_ids: bool,
     lines: BufReader<BodyReader<'static>>,
 }
 
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
 impl EventStream {
-    pub(super) fn new(res: Response<Body>) -> Self {
+    pub(super) fn new(res: Response<Body>, has_ids: bool) -> Self {
         let (parts, body) = res.into_parts();
         EventStream {
             status: parts.status.as_u16(),
             headers: parts.headers,
+            last_id: None,
+            has_ids,
             lines: BufReader::new(body.into_reader()),
         }
     }
 
-    fn line(&mut self) -> Option<String> {
+    /// A line without its end; nothing at the end of the body.
+    fn line(&mut self) -> io::Result<Option<String>> {
         let mut line = String::new();
-        let read = self.lines.read_line(&mut line);
-        let read = read.expect("the stream is UTF-8 and does not break off");
-        (read > 0).then_some(line)
+        if self.lines.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        match line.strip_suffix('\n') {
+            Some(text) => Ok(Some(text.to_owned())),
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, line)),
+        }
     }
 
     /// The next block; nothing at the end of the body.
     ///
+    /// # Errors
+    /// When the body breaks off, and with the kind `InvalidData` when a block is not one `data: `
+    /// or comment line, an `id: ` line where there may be one, and an empty line: existing clients
+    /// read exactly this.
+    pub fn read(&mut self) -> io::Result<Option<Block>> {
+        let mut id = None;
+        let Some(mut line) = self.line()? else {
+            return Ok(None);
+        };
+        if let Some(text) = line.strip_prefix("id: ").filter(|_| self.has_ids) {
+            id = Some(text.to_owned());
+            let next = self.line()?;
+            line = next.ok_or_else(|| invalid(format!("nothing after {line:?}")))?;
+        }
+        let event = read_line(&line)?;
+        let end = self.line()?;
+        if end.as_deref() != Some("") {
+            return Err(invalid(format!("{end:?} after {line:?}")));
+        }
+        if id.is_some() {
+            self.last_id.clone_from(&id);
+        }
+        Ok(Some(Block { id, event }))
+    }
+
+    /// The next event; nothing at the end of the body.
+    ///
     /// # Panics
-    /// When a block is not one `data: ` or comment line and an empty one: existing clients read
-    /// exactly this.
+    /// Where [`EventStream::read`] gives an error.
     #[expect(
         clippy::should_implement_trait,
         reason = "an iterator would invite adapters that hide which event failed"
     )]
     pub fn next(&mut self) -> Option<Event> {
-        let line = self.line()?;
-        let text = line.strip_suffix('\n').unwrap_or_else(|| {
-            panic!("the body ends in the middle of a line: {line:?}");
-        });
-        let event = if let Some(data) = text.strip_prefix("data: ") {
-            match data {
-                "[DONE]" => Event::Done,
-                json => Event::Json(
-                    serde_json::from_str(json).unwrap_or_else(|e| panic!("{e} in: {json}")),
-                ),
-            }
-        } else if let Some(comment) = text.strip_prefix(':') {
-            Event::Comment(comment.trim().to_owned())
-        } else {
-            panic!("neither data nor a comment: {text:?}");
-        };
-        assert_eq!(self.line().as_deref(), Some("\n"), "after {text:?}");
-        Some(event)
+        let read = self.read();
+        let block = read.expect("the stream is whole and in its form");
+        block.map(|block| block.event)
     }
 
     /// The next JSON event, past comments.
@@ -117,6 +152,20 @@ impl EventStream {
         }
         assert_eq!(self.next(), None, "after [DONE]");
         events
+    }
+}
+
+fn read_line(line: &str) -> io::Result<Event> {
+    if let Some(comment) = line.strip_prefix(':') {
+        return Ok(Event::Comment(comment.trim().to_owned()));
+    }
+    match line.strip_prefix("data: ") {
+        Some("[DONE]") => Ok(Event::Done),
+        Some(json) => match serde_json::from_str(json) {
+            Ok(json) => Ok(Event::Json(json)),
+            Err(e) => Err(invalid(format!("{e} in: {json}"))),
+        },
+        None => Err(invalid(format!("neither data nor a comment: {line:?}"))),
     }
 }
 

@@ -3,20 +3,24 @@
 pub mod client;
 pub mod daemon;
 pub mod events;
+pub mod first_database;
 pub mod home;
 pub mod ports;
 pub mod programs;
 pub mod queen;
 pub mod raw;
 pub mod shared;
+pub mod small_disk;
 pub mod stub_engine;
+pub mod tasks;
 pub mod wait;
 
 pub use client::{Client, Reply, assert_error};
 pub use daemon::Daemon;
-pub use events::{Event, EventStream};
+pub use events::{Block, Event, EventStream};
 pub use home::Home;
-pub use queen::{Launch, Queen};
+pub use queen::{Fallen, Launch, Queen};
 pub use shared::Shared;
-pub use stub_engine::{StubClient, StubEngine};
+pub use small_disk::SmallDisk;
+pub use stub_engine::{Noted, StubClient, StubEngine};
 pub use wait::{eventually, until};

@@ -24,12 +24,15 @@ pub fn hive() -> PathBuf {
     queen().with_file_name("rbee-hive")
 }
 
-/// The folder of the profile: a test is `target/PROFILE/deps/TEST`.
+/// The folder of the profile: a test is `target/PROFILE/deps/TEST`, a program one floor higher.
 fn profile_dir() -> PathBuf {
-    let test = std::env::current_exe().expect("the system knows this program's path");
-    let dir = test.ancestors().nth(2);
-    dir.expect("cargo puts tests into target/PROFILE/deps")
-        .to_owned()
+    let this = std::env::current_exe().expect("the system knows this program's path");
+    let dir = this.parent().expect("a program stands in a folder");
+    match dir.ends_with("deps") {
+        true => dir.parent().expect("cargo's deps stands in a folder"),
+        false => dir,
+    }
+    .to_owned()
 }
 
 fn program(name: &str) -> PathBuf {

@@ -23,6 +23,7 @@ pub struct Launch<'h> {
     args: Vec<String>,
     env: Vec<(String, String)>,
     config: String,
+    workers: String,
     port: Option<u16>,
     database: PathBuf,
 }
@@ -35,6 +36,7 @@ impl<'h> Launch<'h> {
             args: Vec::new(),
             env: Vec::new(),
             config: String::new(),
+            workers: String::new(),
             port: None,
             database: home.path().join("queen.db"),
         }
@@ -66,6 +68,16 @@ impl<'h> Launch<'h> {
     pub fn config(mut self, line: &str) -> Self {
         self.config += line;
         self.config.push('\n');
+        self
+    }
+
+    /// A stub that no hive owns, in the configuration file: each of her lives knows it.
+    #[must_use]
+    pub fn worker(mut self, stub: &StubEngine, model_ref: &str, slots: usize) -> Self {
+        self.workers += &format!(
+            "[[workers]]\nurl = \"{}\"\nmodel_ref = \"{model_ref}\"\nslots_total = {slots}\n",
+            stub.url()
+        );
         self
     }
 
@@ -106,7 +118,9 @@ impl<'h> Launch<'h> {
         }
         if !self.args.iter().any(|arg| arg == "--config") {
             let config = home.path().join(format!("queen-{number}.toml"));
-            fs::write(&config, &self.config).expect("the folder is ours");
+            // Tables come after all plain keys.
+            let text = self.config.clone() + &self.workers;
+            fs::write(&config, text).expect("the folder is ours");
             command.arg("--config").arg(config);
         }
         Daemon::spawn("queen-rbee", &mut command, &log).expect("the queen's program runs")
@@ -120,26 +134,49 @@ impl<'h> Launch<'h> {
     #[track_caller]
     pub fn start(&self) -> Queen {
         for _ in 0..3 {
-            let port = self.port.unwrap_or_else(free_port);
-            let mut daemon = self.spawn(port);
-            let client = Client::new(&format!("http://127.0.0.1:{port}"));
-            let up = until(Duration::from_secs(20), || match daemon.exited() {
-                Some(_) => Some(false),
-                None => client.get("/health").ok().map(|reply| reply.status == 200),
-            });
-            if up == Some(true) {
-                return Queen {
-                    daemon,
-                    client,
-                    port,
-                };
+            match self.try_start() {
+                Ok(queen) => return queen,
+                Err(fallen) => {
+                    // The home's port may have been taken in between.
+                    let log = &fallen.log;
+                    let unlucky = self.port.is_none() && log.to_lowercase().contains("in use");
+                    assert!(unlucky, "the queen did not come up:\n{log}");
+                }
             }
-            let log = daemon.log();
-            // The home's port may have been taken in between.
-            let unlucky = self.port.is_none() && log.to_lowercase().contains("in use");
-            assert!(unlucky, "the queen did not come up:\n{log}");
         }
         panic!("the queen found no free port in three tries");
+    }
+
+    /// Starts her once and waits until she answers.
+    ///
+    /// # Errors
+    /// How she ended before that.
+    ///
+    /// # Panics
+    /// When she neither answers nor ends.
+    pub fn try_start(&self) -> Result<Queen, Fallen> {
+        let port = self.port.unwrap_or_else(free_port);
+        let mut daemon = self.spawn(port);
+        let client = Client::new(&format!("http://127.0.0.1:{port}"));
+        let up = until(Duration::from_secs(20), || match daemon.exited() {
+            Some(status) => Some(Err(status)),
+            None => {
+                let health = client.get("/health").ok()?;
+                (health.status == 200).then_some(Ok(()))
+            }
+        });
+        match up {
+            Some(Ok(())) => Ok(Queen {
+                daemon,
+                client,
+                port,
+            }),
+            Some(Err(status)) => Err(Fallen {
+                status,
+                log: daemon.log(),
+            }),
+            None => panic!("the queen neither answers nor ends:\n{}", daemon.log()),
+        }
     }
 
     /// Starts her, expecting her to refuse; returns her exit status and what she printed.
@@ -154,6 +191,15 @@ impl<'h> Launch<'h> {
         let status = status.expect("she refuses to run");
         (status, daemon.log())
     }
+}
+
+/// A queen who ended before she answered.
+#[derive(Debug)]
+pub struct Fallen {
+    /// How
+    pub status: ExitStatus,
+    /// What she printed
+    pub log: String,
 }
 
 /// Variables that would leak from the shell, which has real parts, into a test with stubs.
@@ -198,6 +244,11 @@ impl Queen {
     #[must_use]
     pub fn log(&self) -> String {
         self.daemon.log()
+    }
+
+    /// How she ended, if she does within that time.
+    pub fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
+        self.daemon.wait(within).ok()
     }
 
     /// Ends her with SIGKILL: she can put nothing in order.

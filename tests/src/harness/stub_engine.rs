@@ -4,6 +4,7 @@ use super::client::Client;
 use super::daemon::Daemon;
 use super::wait::until;
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 use serde_json::Value;
 use std::ops::Deref;
 use std::path::Path;
@@ -20,6 +21,17 @@ pub struct StubEngine {
     daemon: Daemon,
     client: StubClient,
     port: u16,
+}
+
+/// An entry of a stub's journal.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Noted {
+    /// When, on the clock of [`crate::clock`]
+    pub at_ns: u64,
+    /// `arrived`, `finished` or `closed`
+    pub what: String,
+    /// Of which request; empty, if it had none
+    pub correlation_id: String,
 }
 
 impl Deref for StubEngine {
@@ -119,6 +131,22 @@ impl StubClient {
         let stats = self.stats().expect("the stub answers");
         let count = stats[counter].as_u64();
         count.unwrap_or_else(|| panic!("no counter {counter} in {stats}"))
+    }
+
+    /// What its journal says from entry number `from` on, and the number of the next entry.
+    ///
+    /// # Errors
+    /// When it does not answer, or keeps no journal.
+    pub fn journal(&self, from: usize) -> Result<(Vec<Noted>, usize)> {
+        #[derive(Deserialize)]
+        struct Pages {
+            entries: Vec<Noted>,
+            next: usize,
+        }
+        let reply = self.0.get(&format!("/journal?from={from}"))?;
+        ensure!(reply.status == 200, "{}", reply.text);
+        let pages: Pages = serde_json::from_str(&reply.text)?;
+        Ok((pages.entries, pages.next))
     }
 
     /// The last request for tokens, as it arrived: `method`, `path`, `headers`, `body`.

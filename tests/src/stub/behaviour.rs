@@ -53,8 +53,9 @@ pub enum Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Fault {
-    /// An error status instead of an answer: 400, 429 (with `Retry-After: 7`), 500 or 503
-    Status(u16),
+    /// An error status instead of an answer: 400, 429, 500 or 503; `Retry-After` in seconds, where
+    /// the fault says one, and 7 with a 429 that says none
+    Status(u16, Option<u64>),
     /// After that many tokens the first half of an event, then an orderly end of the body
     HalfEvent(u64),
     /// A body that is neither SSE nor JSON nor UTF-8, under the right content type
@@ -76,27 +77,31 @@ pub enum Fault {
 /// After how many tokens a fault strikes that says none.
 const STRIKES_AFTER: u64 = 2;
 
+/// `Retry-After` of a 429 that says none.
+const RETRY_AFTER_S: u64 = 7;
+
 impl FromStr for Fault {
     type Err = String;
 
-    /// Reads `name` or `name=TOKENS`, blanks around the `=` allowed.
+    /// Reads `name` or `name=NUMBER`, blanks around the `=` allowed: how many tokens come before it,
+    /// or the seconds of a status's `Retry-After`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, after) = match text.split_once('=') {
             Some((name, after)) => {
                 let after = after.trim();
                 let after: u64 = after
                     .parse()
-                    .map_err(|_| format!("not a number of tokens in fault: {text}"))?;
+                    .map_err(|_| format!("not a number in fault: {text}"))?;
                 (name.trim(), Some(after))
             }
             None => (text.trim(), None),
         };
         let tokens = after.unwrap_or(STRIKES_AFTER);
         Ok(match name {
-            "status_400" => Fault::Status(400),
-            "status_429" => Fault::Status(429),
-            "status_500" => Fault::Status(500),
-            "status_503" => Fault::Status(503),
+            "status_400" => Fault::Status(400, after),
+            "status_429" => Fault::Status(429, after.or(Some(RETRY_AFTER_S))),
+            "status_500" => Fault::Status(500, after),
+            "status_503" => Fault::Status(503, after),
             "half_event" => Fault::HalfEvent(tokens),
             "garbage" => Fault::Garbage,
             "close_without_a_byte" => Fault::CloseWithoutAByte,
@@ -143,6 +148,14 @@ mod tests {
         assert_eq!(behaviour.itl_ms, Some(2.5));
         assert_eq!(behaviour.protocol, Protocol::OldRbee);
         assert_eq!(behaviour.fault, Some(Fault::StallAfter(3)));
+    }
+
+    #[test]
+    fn a_status_may_say_when_to_come_back() {
+        let read = |text: &str| text.parse::<Fault>().expect("a known fault");
+        assert_eq!(read("status_503"), Fault::Status(503, None));
+        assert_eq!(read("status_503=2"), Fault::Status(503, Some(2)));
+        assert_eq!(read("status_429"), Fault::Status(429, Some(7)));
     }
 
     #[test]

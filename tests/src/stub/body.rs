@@ -2,8 +2,11 @@
 
 use super::engine::Engine;
 use super::form::{CANCELLED, Frame};
+use super::journal::What;
 use crate::token::{push_num, push_token};
+use crate::words;
 use bytes::Bytes;
+use hyper::HeaderMap;
 use hyper::body::{Body, Frame as BodyFrame, SizeHint};
 use std::future::Future;
 use std::io;
@@ -19,13 +22,21 @@ use tokio::time::{Instant, Sleep};
 pub(super) struct Flight {
     engine: Arc<Engine>,
     pub(super) slot: Option<OwnedSemaphorePermit>,
+    /// The request's correlation id, if anyone reads about it
+    correlation_id: String,
     /// The name under which it can be cancelled
     pub(super) job_id: Option<String>,
     pub(super) finished: bool,
 }
 
 impl Flight {
-    pub(super) fn new(engine: &Arc<Engine>) -> Self {
+    pub(super) fn new(engine: &Arc<Engine>, headers: &HeaderMap) -> Self {
+        let correlation_id = engine.journal.as_ref().map(|journal| {
+            let id = headers.get("x-correlation-id");
+            let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+            journal.note(What::Arrived, id);
+            id.to_owned()
+        });
         let counters = &engine.counters;
         counters.requests.fetch_add(1, Relaxed);
         let now = counters.in_flight.fetch_add(1, Relaxed) + 1;
@@ -33,6 +44,7 @@ impl Flight {
         Flight {
             engine: engine.clone(),
             slot: None,
+            correlation_id: correlation_id.unwrap_or_default(),
             job_id: None,
             finished: false,
         }
@@ -49,6 +61,13 @@ impl Drop for Flight {
             &counters.disconnects
         };
         to.fetch_add(1, Relaxed);
+        if let Some(journal) = &self.engine.journal {
+            let what = match self.finished {
+                true => What::Finished,
+                false => What::Closed,
+            };
+            journal.note(what, &self.correlation_id);
+        }
         if let Some(job_id) = &self.job_id {
             self.engine.forget(job_id);
         }
@@ -88,12 +107,30 @@ pub(super) struct Stream {
     pub(super) flight: Flight,
     pub(super) frame: Frame,
     pub(super) pace: Pace,
+    /// What the tokens are, if not numbers
+    pub(super) words: Option<Words>,
     /// Tokens before the ending
     pub(super) tokens: u64,
     pub(super) ending: Ending,
     at: u64,
     over: bool,
     flushed: bool,
+}
+
+/// An answer that follows from its prompt; see `rbee_tests::words`.
+pub(super) struct Words {
+    pub(super) prompt: String,
+    pub(super) generation: u64,
+}
+
+impl Words {
+    pub(super) fn text(&self, n: u64) -> String {
+        words::text(&self.prompt, self.generation, n)
+    }
+
+    fn word(&self, i: u64) -> String {
+        words::word(&self.prompt, self.generation, i)
+    }
 }
 
 /// When the tokens of a stream are due.
@@ -135,6 +172,7 @@ impl Stream {
             flight,
             frame,
             pace,
+            words: None,
             tokens,
             ending: Ending::Whole,
             at: 0,
@@ -164,7 +202,10 @@ impl Stream {
             push_num(&mut out, self.at);
             out.extend_from_slice(br#","t":""#);
         }
-        push_token(&mut out, self.at);
+        match &self.words {
+            Some(words) => out.extend_from_slice(words.word(self.at).as_bytes()),
+            None => push_token(&mut out, self.at),
+        }
         out.extend_from_slice(frame.after.as_bytes());
         out
     }

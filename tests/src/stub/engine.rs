@@ -3,7 +3,8 @@
 
 use super::Args;
 use super::behaviour::{Behaviour, Fault, Protocol};
-use super::form::{Form, json_inside};
+use super::form::{Form, json_inside, numbers};
+use super::journal::Journal;
 use crate::proc;
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -29,6 +30,11 @@ pub(super) struct Engine {
     pub(super) computing: Arc<tokio::sync::Mutex<()>>,
     pub(super) counters: Counters,
     pub(super) pace: LivePace,
+    /// Whether it answers in words that follow from the prompt
+    pub(super) speaks_words: bool,
+    /// How often each prompt was computed, if it speaks words
+    generations: Mutex<HashMap<String, u64>>,
+    pub(super) journal: Option<Journal>,
     /// When it is ready; never, if nothing
     ready_at: Option<Instant>,
     /// `/health` answers this; 0: what is true
@@ -88,7 +94,7 @@ fn us(ms: f64) -> u64 {
 }
 
 /// A lock whose holder panicked still holds plain data.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -114,6 +120,9 @@ impl Engine {
             computing: Arc::default(),
             counters: Counters::default(),
             pace,
+            speaks_words: args.words,
+            generations: Mutex::default(),
+            journal: args.journal.then(Journal::default),
             ready_at: (!behaviour.hang_while_loading).then(|| Instant::now() + load),
             health: AtomicU16::new(0),
             faults: Mutex::new(Faults {
@@ -174,8 +183,16 @@ impl Engine {
     pub(super) fn plain(&self, form: Form, n: u64) -> Bytes {
         let mut plain = lock(&self.plain);
         let answer = plain.entry((form, n));
-        let new = || form.plain(&self.model, n);
+        let new = || form.plain(&self.model, &numbers(n), n);
         answer.or_insert_with(new).clone()
+    }
+
+    /// How often this prompt has been computed, this time too.
+    pub(super) fn next_generation(&self, prompt: &str) -> u64 {
+        let mut generations = lock(&self.generations);
+        let count = generations.entry(prompt.to_owned()).or_default();
+        *count += 1;
+        *count
     }
 
     /// Makes a stream cancellable under its job's name; a later one of that name replaces it.

@@ -78,9 +78,8 @@ impl Form {
         }
     }
 
-    /// The answer without a stream, in `n` tokens; for embeddings: of `n` inputs.
-    pub(super) fn plain(self, model: &str, n: u64) -> Bytes {
-        let text: String = (0..n).map(|i| format!("t{i} ")).collect();
+    /// The answer without a stream, `n` tokens of text; for embeddings: of `n` inputs.
+    pub(super) fn plain(self, model: &str, text: &str, n: u64) -> Bytes {
         let usage = json!({"prompt_tokens": PROMPT_TOKENS, "completion_tokens": n,
                            "total_tokens": n + PROMPT_TOKENS});
         let body = match self {
@@ -115,6 +114,11 @@ impl Form {
         };
         body.to_string().into()
     }
+}
+
+/// Numbered tokens, as an answer without a stream has them.
+pub(super) fn numbers(n: u64) -> String {
+    (0..n).map(|i| format!("t{i} ")).collect()
 }
 
 fn task_frame(model: &str, job_id: &str, n: u64) -> Frame {
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn embeddings_are_as_many_as_the_inputs() {
-        let body = Form::Embeddings.plain("m", 3);
+        let body = Form::Embeddings.plain("m", "", 3);
         let body: Value = serde_json::from_slice(&body).expect("plain answers are JSON");
         assert_eq!(body["data"].as_array().map(Vec::len), Some(3));
         assert_eq!(body["data"][1]["embedding"][1], 1.0);

@@ -1,7 +1,7 @@
 //! One request for tokens, from its body to its answer.
 
 use super::behaviour::{Fault, Protocol};
-use super::body::{Ending, Flight, Pace, Stream, Whole};
+use super::body::{Ending, Flight, Pace, Stream, Whole, Words};
 use super::engine::Engine;
 use super::form::{Form, json_inside};
 use super::{Answer, reply};
@@ -53,6 +53,14 @@ impl Asked<'_> {
         body[key].as_str().map(str::to_owned)
     }
 
+    /// What is to be answered: the prompt, or the last message.
+    fn prompt(&self) -> Option<String> {
+        let body: Value = serde_json::from_slice(self.0).ok()?;
+        let last = body["messages"].as_array().and_then(|all| all.last());
+        let prompt = last.map_or(&body["prompt"], |message| &message["content"]);
+        prompt.as_str().map(str::to_owned)
+    }
+
     fn inputs(&self) -> u64 {
         let body: Value = serde_json::from_slice(self.0).unwrap_or_default();
         body["input"].as_array().map_or(1, |list| list.len() as u64)
@@ -70,8 +78,8 @@ pub(super) async fn generate(
     form: Form,
     req: Request<Incoming>,
 ) -> Result<Response<Answer>, Closed> {
-    let mut flight = Flight::new(&engine);
     let (parts, mut incoming) = req.into_parts();
+    let mut flight = Flight::new(&engine, &parts.headers);
     let mut body = BytesMut::new();
     while let Some(frame) = incoming.frame().await {
         match frame.map(Frame::into_data) {
@@ -134,7 +142,7 @@ fn refusal(engine: &Engine, form: Form, asked: &Asked<'_>) -> Option<Response<An
 /// The faults that need no tokens.
 fn instead(fault: Option<Fault>, flight: &mut Flight) -> Option<Result<Response<Answer>, Closed>> {
     let answer = match fault? {
-        Fault::Status(code) => failed(code),
+        Fault::Status(code, retry_after) => failed(code, retry_after),
         Fault::WrongContentType => {
             let mut res = reply(StatusCode::OK, "<html><body>It works!</body></html>");
             let html = HeaderValue::from_static("text/html");
@@ -151,7 +159,7 @@ fn instead(fault: Option<Fault>, flight: &mut Flight) -> Option<Result<Response<
     Some(Ok(answer))
 }
 
-fn failed(code: u16) -> Response<Answer> {
+fn failed(code: u16, retry_after: Option<u64>) -> Response<Answer> {
     let kind = match code {
         400 => "invalid_request_error",
         429 => "rate_limit_error",
@@ -161,9 +169,8 @@ fn failed(code: u16) -> Response<Answer> {
                        "param": "messages", "code": code});
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut res = reply(status, json!({"error": error}).to_string());
-    if code == 429 {
-        let seconds = HeaderValue::from_static("7");
-        res.headers_mut().insert(RETRY_AFTER, seconds);
+    if let Some(seconds) = retry_after {
+        res.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
     res
 }
@@ -219,6 +226,7 @@ fn stream(
     let flush_each = live.flush_each.load(Relaxed) != 0;
     let pace = Pace::new(Instant::now() + live.ttft(), live.itl(), flush_each);
     let mut body = Stream::new(flight, frame, pace, n);
+    body.words = words(engine, asked);
     body.cancelled = cancelled;
     match fault {
         Some(Fault::HalfEvent(after)) => body.end_with(after, Ending::Half),
@@ -253,7 +261,10 @@ async fn plain(
     pause(engine, n).await;
     let body = match fault {
         Some(Fault::Garbage) => Bytes::from_static(GARBAGE),
-        _ => engine.plain(form, n),
+        _ => match words(engine, asked) {
+            Some(words) => form.plain(&engine.model, &words.text(n), n),
+            None => engine.plain(form, n),
+        },
     };
     engine.counters.tokens.fetch_add(n, Relaxed);
     let body = whole(Whole::new(flight, body), fault);
@@ -261,6 +272,13 @@ async fn plain(
     let json = HeaderValue::from_static("application/json");
     res.headers_mut().insert(CONTENT_TYPE, json);
     res
+}
+
+/// The words that the answer is made of, if not of numbered tokens.
+fn words(engine: &Engine, asked: &Asked<'_>) -> Option<Words> {
+    let prompt = asked.prompt().filter(|_| engine.speaks_words)?;
+    let generation = engine.next_generation(&prompt);
+    Some(Words { prompt, generation })
 }
 
 /// Waits for as long as `n` tokens take.

@@ -8,6 +8,7 @@
 //! POST /v1/execute, POST /cancel {"job_id"}                     protocol rbee
 //! POST /v1/inference, GET /v1/ready                             protocol old_rbee
 //! GET  /stats                                 counters of the port that is asked
+//! GET  /journal?from=N                        when requests came and ended, with --journal
 //! GET  /last-request                          headers and body of the last request for tokens
 //! POST /control?tokens=&ttft_ms=&itl_ms=&flush_each=&fault=&fault_times=&health=
 //! POST /reset                                 zero the counters
@@ -18,6 +19,7 @@ mod body;
 mod engine;
 mod form;
 mod generate;
+mod journal;
 
 use behaviour::{Behaviour, Protocol};
 use body::{Stream, Whole};
@@ -71,6 +73,12 @@ pub struct Args {
     /// With no wait between tokens, still send each in a write of its own, as an engine does
     #[arg(long)]
     flush_each: bool,
+    /// Answer in words that follow from the prompt, for whoever checks the text
+    #[arg(long)]
+    words: bool,
+    /// Note when each request comes and ends
+    #[arg(long)]
+    journal: bool,
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
 }
@@ -133,6 +141,19 @@ fn control(engine: &Engine, req: &Request<Incoming>) -> Response<Answer> {
     }
 }
 
+fn journal(engine: &Engine, req: &Request<Incoming>) -> Response<Answer> {
+    let query = req.uri().query().unwrap_or("");
+    let from = query.strip_prefix("from=").unwrap_or("0").parse();
+    match (&engine.journal, from) {
+        (Some(journal), Ok(from)) => ok(&journal.json(from)),
+        (None, _) => reply(
+            StatusCode::NOT_FOUND,
+            r#"{"error":"start it with --journal"}"#,
+        ),
+        (_, Err(_)) => reply(StatusCode::BAD_REQUEST, r#"{"error":"from is no number"}"#),
+    }
+}
+
 fn not_found(engine: &Engine, req: &Request<Incoming>) -> Response<Answer> {
     if engine.counters.not_found.fetch_add(1, Relaxed) < 20 {
         let (method, path) = (req.method(), req.uri().path());
@@ -166,6 +187,7 @@ async fn serve(engine: Arc<Engine>, req: Request<Incoming>) -> Result<Response<A
         }
         (Openai, &Method::GET, "/props") => return Ok(ok(&engine.props())),
         (_, &Method::GET, "/stats") => return Ok(ok(&engine.stats())),
+        (_, &Method::GET, "/journal") => return Ok(journal(&engine, &req)),
         (_, &Method::GET, "/last-request") => return Ok(ok(&engine.last_request())),
         (_, &Method::POST, "/control") => return Ok(control(&engine, &req)),
         (_, &Method::POST, "/reset") => {

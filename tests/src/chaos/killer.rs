@@ -1,0 +1,184 @@
+//! Starts the queen, has her die, and starts her again: at a step that her test hook names, or at
+//! any time.
+
+use crate::clock::monotonic_ns;
+use crate::harness::{Fallen, Launch, Queen};
+use crate::random::Random;
+use anyhow::{Result, bail, ensure};
+use rustix::process::Signal;
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// Set for a queen's process, it makes her kill herself: `STEP:N`, at the Nth time that she comes
+/// to the step. Only debug builds have it.
+const HOOK: &str = "QUEEN_TEST_KILL_AT";
+
+/// The steps that the hook knows, and up to how many passings make sense under load.
+const STEPS: [(&str, u64); 7] = [
+    (MIGRATING, 1),
+    ("purging", 1),
+    ("submit-inserted", 12),
+    ("dispatched", 12),
+    ("mid-stream", 120),
+    ("finish-before-commit", 12),
+    ("recovering", 1),
+];
+
+/// Only a life that finds an old database comes to this one.
+const MIGRATING: &str = "migrating";
+
+/// How long a queen may live without coming to the step that is to be her last.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The longest life that ends at any time.
+const ANY_TIME_MS: u64 = 1200;
+
+/// When a queen dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Death {
+    /// At the nth passing of a step
+    At(&'static str, u64),
+    /// So long after she is up
+    After(Duration),
+}
+
+/// `kills` deaths: the migration first, then each step in turns with as many at any time as half
+/// of the steps, in an order that the seed decides.
+pub(super) fn plan(kills: usize, random: &mut Random) -> Vec<Death> {
+    let mut deaths = vec![Death::At(MIGRATING, 1)];
+    while deaths.len() < kills {
+        let steps = STEPS.iter().filter(|(step, _)| *step != MIGRATING);
+        let mut turn: Vec<Death> = steps
+            .map(|(step, most)| Death::At(step, random.between(1, *most)))
+            .collect();
+        for _ in 0..STEPS.len() / 2 {
+            let ms = random.between(1, ANY_TIME_MS);
+            turn.push(Death::After(Duration::from_millis(ms)));
+        }
+        random.shuffle(&mut turn);
+        deaths.extend(turn);
+    }
+    deaths.truncate(kills);
+    deaths
+}
+
+/// What the killer did.
+#[derive(Debug, Default)]
+pub(super) struct Kills {
+    /// How often the queen died at each step; `any time` where no step was asked for
+    pub(super) struck: BTreeMap<&'static str, usize>,
+    /// How often she never came to the step, and was killed all the same
+    pub(super) missed: BTreeMap<&'static str, usize>,
+    /// When each of her processes was started, on the clock of [`crate::clock`]
+    pub(super) started_ns: Vec<u64>,
+}
+
+pub(super) const ANY_TIME: &str = "any time";
+
+impl Kills {
+    pub(super) fn count(&self) -> usize {
+        self.struck.values().chain(self.missed.values()).sum()
+    }
+
+    /// The steps that she never died at.
+    pub(super) fn untouched(&self) -> Vec<&'static str> {
+        let names = STEPS.iter().map(|(step, _)| *step);
+        names
+            .filter(|step| !self.struck.contains_key(step))
+            .collect()
+    }
+
+    /// Has her live and die as planned, until `deadline`; returns the queen who lives on.
+    ///
+    /// # Errors
+    /// When she ends otherwise than by the kill, or does not come up again.
+    pub(super) fn carry_out<'h>(
+        &mut self,
+        deaths: &[Death],
+        launch: impl Fn() -> Launch<'h>,
+        deadline: Instant,
+    ) -> Result<Queen> {
+        for (number, death) in deaths.iter().enumerate() {
+            if Instant::now() > deadline {
+                break;
+            }
+            eprintln!("chaos: life {} of {}: {death:?}", number + 1, deaths.len());
+            self.one_life(*death, launch())?;
+        }
+        self.started_ns.push(monotonic_ns());
+        match launch().try_start() {
+            Ok(queen) => Ok(queen),
+            Err(fallen) => bail!("the queen does not come up any more:\n{}", fallen.log),
+        }
+    }
+
+    fn one_life(&mut self, death: Death, launch: Launch<'_>) -> Result<()> {
+        self.started_ns.push(monotonic_ns());
+        match death {
+            Death::At(step, passing) => {
+                let launch = launch.env(HOOK, &format!("{step}:{passing}"));
+                let struck = match launch.try_start() {
+                    Ok(mut queen) => match queen.ended(PATIENCE) {
+                        Some(status) => {
+                            check_killed(status, &queen.log())?;
+                            true
+                        }
+                        None => {
+                            queen.kill();
+                            false
+                        }
+                    },
+                    Err(Fallen { status, log }) => {
+                        check_killed(status, &log)?;
+                        true
+                    }
+                };
+                let count = if struck {
+                    &mut self.struck
+                } else {
+                    &mut self.missed
+                };
+                *count.entry(step).or_default() += 1;
+            }
+            Death::After(time) => match launch.try_start() {
+                Ok(mut queen) => {
+                    if let Some(status) = queen.ended(time) {
+                        bail!("the queen ended by herself ({status}):\n{}", queen.log());
+                    }
+                    queen.kill();
+                    *self.struck.entry(ANY_TIME).or_default() += 1;
+                }
+                Err(fallen) => bail!("the queen did not come up again:\n{}", fallen.log),
+            },
+        }
+        Ok(())
+    }
+}
+
+fn check_killed(status: ExitStatus, log: &str) -> Result<()> {
+    let killed = status.signal() == Some(Signal::KILL.as_raw());
+    ensure!(killed, "the queen ended by herself ({status}):\n{log}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_plan_has_every_step_and_a_seed_decides_it() {
+        for seed in 0..20 {
+            let deaths = plan(10, &mut Random::new(seed));
+            assert_eq!(deaths, plan(10, &mut Random::new(seed)));
+            assert_eq!(deaths.len(), 10);
+            assert_eq!(deaths[0], Death::At(MIGRATING, 1));
+            for (step, _) in STEPS {
+                let has = |death: &&Death| matches!(death, Death::At(name, _) if *name == step);
+                assert_eq!(deaths.iter().filter(has).count(), 1, "{step}, seed {seed}");
+            }
+        }
+        assert_eq!(plan(200, &mut Random::new(1)).len(), 200);
+    }
+}
