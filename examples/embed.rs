@@ -47,7 +47,7 @@ async fn ask(orchestrator: &Orchestrator, model: &str, prompt: &str) -> Result<(
     let job = events.job();
     while let Some(event) = events.next().await {
         match event {
-            TaskEvent::Queued { position } => println!("[waits behind {position}]"),
+            TaskEvent::Queued { position, .. } => println!("[waits behind {position}]"),
             TaskEvent::Narration(told) => println!("[{}]", told.human),
             TaskEvent::Started { model, worker, .. } => println!("[{model} on {worker}]"),
             TaskEvent::Token { text, .. } => {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::Orchestrator;
 use crate::brain::JobRequest;
@@ -69,9 +70,13 @@ impl Orchestrator {
         }
         let (id, at) = (JobId::mint(), UnixMillis::now());
         let kept = asynchronous || driver.config.privacy.store_prompts;
-        let (hash, bytes, stored) = digest(&payload, kept)?;
+        let Digest {
+            hash,
+            bytes,
+            stored,
+        } = digest(&payload, kept)?;
         let correlation_id = options.correlation_id.unwrap_or_else(|| id.to_string());
-        let tokens = bytes / BYTES_PER_TOKEN + most_tokens(&payload);
+        let tokens = most_tokens(&payload);
         let record = JobRecord {
             id,
             kind,
@@ -178,13 +183,25 @@ impl Draft {
     }
 }
 
-/// A request's digest, its size in bytes, and, where it is kept, what is kept.
-fn digest(payload: &Payload, kept: bool) -> Result<(RequestHash, u64, Option<Vec<u8>>)> {
+/// What remains of a request.
+struct Digest {
+    hash: RequestHash,
+    /// Its size.
+    bytes: u64,
+    /// The request itself, where it is kept.
+    stored: Option<Vec<u8>>,
+}
+
+fn digest(payload: &Payload, kept: bool) -> Result<Digest> {
+    let digest = |bytes: &[u8], stored| Digest {
+        hash: RequestHash(Sha256::digest(bytes).into()),
+        bytes: bytes.len() as u64,
+        stored,
+    };
     match payload {
         Payload::OpenAi { body, .. } => {
             let bytes = body.bytes();
-            let stored = kept.then(|| bytes.to_vec());
-            Ok((hash(bytes), bytes.len() as u64, stored))
+            Ok(digest(bytes, kept.then(|| bytes.to_vec())))
         }
         Payload::Task(task) => {
             // What names the attempt to submit it, and not the task, must not tell two apart.
@@ -193,20 +210,35 @@ fn digest(payload: &Payload, kept: bool) -> Result<(RequestHash, u64, Option<Vec
             task.options.correlation_id = None;
             let bytes = serde_json::to_vec(&StoredTask { task })
                 .map_err(|error| Error::internal(format!("a task can't be written: {error}")))?;
-            Ok((hash(&bytes), bytes.len() as u64, kept.then_some(bytes)))
+            let stored = kept.then(|| bytes.clone());
+            Ok(digest(&bytes, stored))
         }
     }
 }
 
-fn hash(bytes: &[u8]) -> RequestHash {
-    RequestHash(Sha256::digest(bytes).into())
+/// How many tokens the request will use at most, as far as it says: those of its input by their
+/// length, and those of its answer by their bound.
+fn most_tokens(payload: &Payload) -> u64 {
+    let (input_bytes, answer) = match payload {
+        Payload::Task(task) => {
+            let bytes = match &task.input {
+                TaskInput::Prompt(prompt) => prompt.len(),
+                TaskInput::Messages(messages) => messages.iter().map(text_len).sum(),
+            };
+            (bytes, task.sampling.max_tokens.map(u64::from))
+        }
+        Payload::OpenAi { body, .. } => (body.input_bytes, body.max_tokens),
+    };
+    input_bytes as u64 / BYTES_PER_TOKEN + answer.unwrap_or(UNBOUNDED_ANSWER)
 }
 
-/// How many tokens the answer will have at most, as far as the request says.
-fn most_tokens(payload: &Payload) -> u64 {
-    match payload {
-        Payload::Task(task) => task.sampling.max_tokens.map_or(UNBOUNDED_ANSWER, u64::from),
-        Payload::OpenAi { body, .. } => body.max_tokens.unwrap_or(UNBOUNDED_ANSWER),
+/// The length of all texts in a value, in bytes.
+fn text_len(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(text_len).sum(),
+        Value::Object(fields) => fields.values().map(text_len).sum(),
+        _ => 0,
     }
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct RequestBody {
     pub(crate) stream: bool,
     /// Whether the client wants the usage of a stream.
     pub(crate) wants_usage: bool,
+    /// The size of what the model is to read, in bytes.
+    pub(crate) input_bytes: usize,
     /// The most tokens of the answer, if it says so; whether it may is for the worker to say.
     pub(crate) max_tokens: Option<u64>,
 }
@@ -109,6 +111,7 @@ impl RequestBody {
             model,
             stream: envelope.stream.unwrap_or(false),
             wants_usage,
+            input_bytes: given.len(),
             max_tokens: most.and_then(|value| value.get().parse().ok()),
             bytes,
         })

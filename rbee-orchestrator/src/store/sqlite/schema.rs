@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 
 use rusqlite_migration::{M, Migrations};
 
+use crate::killpoint;
+
 /// `hives` has the columns that queens always had and what they lacked. `status` is what a hive is
 /// while no queen watches it; `last_connected_unix` follows from `last_seen`.
 ///
@@ -114,8 +116,13 @@ CREATE TABLE tenants (
 
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
-pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> =
-    LazyLock::new(|| Migrations::new(vec![M::up(HIVES_AND_JOBS), M::up(DURABLE_QUEUE)]));
+pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
+    let durable_queue = M::up_with_hook(DURABLE_QUEUE, |_| {
+        killpoint::pass("migrating");
+        Ok(())
+    });
+    Migrations::new(vec![M::up(HIVES_AND_JOBS), durable_queue])
+});
 
 #[cfg(test)]
 mod tests {
