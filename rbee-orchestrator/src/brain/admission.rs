@@ -1,11 +1,14 @@
 //! Admission: validation, entitlements, quota, rate limit, capacity, in this order. A request is
 //! dispatched, taken into the queue, held back, or refused at once.
 
+use std::time::Duration;
+
 use crate::domain::{HiveId, JobId, Mono, Now, Outcome};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Placement;
 
 use super::Brain;
+use super::breaker::Ticket;
 use super::event::{Action, JobRequest};
 use super::job::{Job, NEVER, Phase};
 use super::names::Meaning;
@@ -74,7 +77,6 @@ impl Brain {
         if job.phase != Phase::Admitted {
             return;
         }
-        job.phase = Phase::Waiting;
         if let Some(outcome) = job.cut_short.take() {
             self.conclude(now, id, outcome, out);
         } else if draining && !job.request.asynchronous {
@@ -115,12 +117,22 @@ impl Brain {
             Ok(model) => model,
             Err(error) => return self.refuse_attempt(now, id, request.attempts, error, out),
         };
+        let not_before = request.not_before;
         let key = GroupKey::of(&request, model);
         self.enter(now, request, key, false);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.limited = false;
+            job.recovered = true;
+            let most = self.config.retry.attempts_async;
+            job.failures = Job::earlier_failures(job.attempt, most);
         }
-        self.start(now, id, out);
+        // A clock that was set back meanwhile makes no pause longer than any may be.
+        let pause = not_before.map(|at| at.since(now.wall));
+        let pause = pause.map(|pause| pause.min(self.config.retry.backoff_max));
+        match pause.filter(|pause| !pause.is_zero()) {
+            Some(pause) => self.back_off(now, id, pause),
+            None => self.start(now, id, out),
+        }
     }
 
     /// Whether a request may come in.
@@ -213,6 +225,10 @@ impl Brain {
             class: request.priority,
             returned: false,
             attempt: request.attempts,
+            failures: 0,
+            past: None,
+            recovered: false,
+            ticket: Ticket::default(),
             phase: Phase::Waiting,
             cut_short: None,
             end_by,
@@ -225,10 +241,13 @@ impl Brain {
             charged: false,
             limited: !self.tenants.is_empty(),
             dispatched_at: Mono::default(),
+            slot_time: Duration::ZERO,
+            inference_time: Duration::ZERO,
             told: None,
             request,
         };
         self.jobs.insert(id, job);
+        self.note_request(now);
         if !held {
             self.charge(id);
         }
@@ -240,6 +259,7 @@ impl Brain {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
+        job.phase = Phase::Waiting;
         let mut tentative = None;
         match self.names.resolve(&job.request.model) {
             Ok(Meaning::Certain(model)) => job.key.model = model,

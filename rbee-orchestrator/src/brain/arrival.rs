@@ -180,6 +180,10 @@ impl Brain {
             }
             if let Some(due) = notes.load_due.take() {
                 self.due.remove(&(due, Due::Load(id.clone())));
+                let hive = worker.spec.hive.as_ref();
+                if let Some(hive) = hive.and_then(|hive| self.hives.get_mut(hive)) {
+                    hive.forget_failed_load(&worker.spec.model, worker.spec.device);
+                }
             }
         }
         self.pump_model(now, &model, out);

@@ -9,6 +9,8 @@ pub struct Tally {
     pub held: usize,
     /// In line for a worker.
     pub waiting: usize,
+    /// Not to be dispatched yet, after a failure.
+    pub backing_off: usize,
     /// With a worker, or cut off there and not back yet.
     pub running: usize,
 }
@@ -17,7 +19,7 @@ impl Tally {
     /// All jobs that have not ended.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.admitted + self.held + self.waiting + self.running
+        self.admitted + self.held + self.backing_off + self.waiting + self.running
     }
 }
 
@@ -25,6 +27,16 @@ impl Tally {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
+    /// Reports of attempts that were not the newest of their jobs, or of unknown jobs: refused.
+    pub stale_reports: u64,
+    /// Attempts that were made because an earlier one failed by its worker's fault.
+    pub retries: u64,
+    /// Retries that the budget did not allow.
+    pub retries_refused: u64,
+    /// Attempts that met a worker with too much to do.
+    pub back_pressure: u64,
+    /// Times that a worker was left alone because it failed again and again.
+    pub breaker_opened: u64,
     /// Batch jobs that waited for so long that they were treated as interactive.
     pub promoted: u64,
     /// Batch jobs that ended because interactive ones needed their place in a full queue.

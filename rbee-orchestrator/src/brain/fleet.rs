@@ -126,6 +126,7 @@ impl Brain {
         hive.last_error = None;
         hive.record.last_seen = Some(now.wall);
         hive.full_devices.retain(|(_, until)| *until > now.mono);
+        hive.failed_loads.retain(|load| load.until > now.mono);
         let mut news = !was_online;
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use crate::domain::{Attempt, JobId, ModelRef, Mono, Now, Outcome, Priority, TenantId, WorkerId};
+use crate::domain::{
+    Attempt, JobId, ModelRef, Mono, Now, Outcome, Priority, TenantId, Times, WorkerId,
+};
+use crate::error::Error;
 
 use super::Brain;
+use super::breaker::Ticket;
 use super::event::JobRequest;
 use super::queue::{Entry, GroupKey};
 
@@ -18,6 +22,8 @@ pub(super) enum Due {
     Queue(JobId),
     /// A job has taken too long in all.
     Total(JobId),
+    /// A job has waited for long enough after a failure.
+    Backoff(JobId),
     /// A batch job has waited for so long that it is treated as interactive.
     Promote(JobId),
     /// Jobs of a tenant that are held back may go.
@@ -32,6 +38,10 @@ pub(super) enum Due {
     Abandoned(WorkerId),
     /// A worker in question has not answered for too long.
     Suspect(WorkerId),
+    /// A worker that failed again and again is tried again.
+    Reopen(WorkerId),
+    /// A worker that had too much to do has had time to get on.
+    Unpause(WorkerId),
 }
 
 /// A job that has not ended.
@@ -45,6 +55,14 @@ pub(super) struct Job {
     /// Whether it had its turn and came back.
     pub(super) returned: bool,
     pub(super) attempt: Attempt,
+    /// Attempts that failed by a worker's fault.
+    pub(super) failures: u32,
+    /// What came of the last attempt, if it waits for another.
+    pub(super) past: Option<Box<Past>>,
+    /// Whether an earlier life left it.
+    pub(super) recovered: bool,
+    /// What its running attempt tells its worker's breaker by.
+    pub(super) ticket: Ticket,
     pub(super) phase: Phase,
     /// How it ends as soon as it is confirmed.
     pub(super) cut_short: Option<Outcome>,
@@ -66,8 +84,19 @@ pub(super) struct Job {
     /// Whether it took of its tenant's limits of the minute.
     pub(super) limited: bool,
     pub(super) dispatched_at: Mono,
+    /// Of all attempts that ended.
+    pub(super) slot_time: Duration,
+    pub(super) inference_time: Duration,
     /// The place that its client was told last, with the seconds it will wait.
     pub(super) told: Option<(usize, Option<u64>)>,
+}
+
+/// What came of an attempt that was not the last.
+#[derive(Debug)]
+pub(super) struct Past {
+    pub(super) error: Error,
+    /// Whether the worker had too much to do.
+    pub(super) pressed: bool,
 }
 
 /// Where a job is.
@@ -77,6 +106,8 @@ pub(super) enum Phase {
     Admitted,
     /// Held back by its tenant's quota.
     Held,
+    /// Not to be dispatched yet, after a failure.
+    Backoff,
     /// In the line of its model.
     Waiting,
     Running,
@@ -88,6 +119,15 @@ impl Job {
     /// Whether a report of this attempt is news: one of an older attempt is not.
     pub(super) fn is_current(&self, attempt: Attempt) -> bool {
         self.runs() && self.attempt == attempt
+    }
+
+    /// How long it has kept what it ran on.
+    pub(super) fn times(&self) -> Times {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Times {
+            inference_ms: millis(self.inference_time),
+            slot_ms: millis(self.slot_time),
+        }
     }
 
     /// Whether a worker has it.

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use crate::domain::{Attempt, Ending, JobId, Now, Outcome, PlacedOn, WorkerId};
+use crate::domain::{Attempt, Ending, JobId, Mono, Now, Outcome, PlacedOn, WorkerId};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, Aftermath, Report};
+use super::event::{Action, Aftermath, Blame, Report};
 use super::job::{Due, Phase};
 use super::queue::{Group, GroupKey, Waits};
+use super::retry::Sequel;
 
 /// A model that loads is worth asking for again after this long.
 const LOADING_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ impl Brain {
         job.attempt += 1;
         job.phase = Phase::Running;
         job.dispatched_at = now.mono;
+        job.ticket = notes.breaker.begin();
+        worker.allowance = notes.allowance(&self.config.breaker);
         self.room.leave(job);
         notes.leases.insert((id, job.attempt));
         let spec = worker.spec.clone();
@@ -69,25 +72,63 @@ impl Brain {
         report: Report,
         out: &mut Vec<Action>,
     ) {
-        let current = self.jobs.get(&id).filter(|job| job.is_current(attempt));
-        let mut until = now.mono + self.config.timeouts.total;
-        if let Some(job) = current {
-            if let Some((at, _)) = job.due {
-                until = at;
-            }
-            let held = now.mono.since(job.dispatched_at);
-            self.rates.note(&job.key.model, held);
-            let ending = Ending {
-                usage: report.usage,
-                result: report.result,
-                stop: report.stop,
-                ..Ending::new(report.outcome, now.wall)
-            };
-            self.conclude_with(now, id, ending, out);
+        let lease = (id, attempt);
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| job.is_current(attempt)) else {
+            self.counters.stale_reports += 1;
+            let until = now.mono + self.config.timeouts.total;
+            return self.take_lease_back(now, worker, lease, report.aftermath, until, out);
+        };
+        let until = job.due.as_ref().map_or(now.mono, |(at, _)| *at);
+        let held = now.mono.since(job.dispatched_at);
+        job.slot_time += held;
+        job.inference_time += report.inference;
+        let (model, ticket) = (job.key.model.clone(), job.ticket);
+        if !matches!(report.blame, Blame::Load(_)) {
+            self.rates.note(&model, held);
         }
-        match report.aftermath {
-            Aftermath::Computing => self.abandon_lease(worker, (id, attempt), until, out),
-            left => self.return_lease(now, worker, (id, attempt), left == Aftermath::Suspect, out),
+        if self.has_lease(worker, lease) {
+            self.judge(now, worker, ticket, &report);
+        }
+        let sequel = self.sequel(now, id, &report);
+        let mut aftermath = report.aftermath;
+        match report.outcome {
+            Outcome::Failed(error) if sequel != Sequel::End => {
+                let since = out.len();
+                self.requeue(now, id, worker, error, sequel, out);
+                if sequel == Sequel::AtOnce && !self.has_another(now, id, worker) {
+                    // It is to try again itself, once it has answered a check.
+                    aftermath = aftermath.at_least_suspect();
+                }
+                self.take_lease_back(now, worker, lease, aftermath, until, out);
+                // Its worker may be gone, and nobody placed those who wait.
+                self.pump_model(now, &model, out);
+                self.tell_again(now, id, since, out);
+            }
+            outcome => {
+                let ending = Ending {
+                    usage: report.usage,
+                    result: report.result,
+                    stop: report.stop,
+                    ..Ending::new(outcome, now.wall)
+                };
+                self.conclude_with(now, id, ending, out);
+                self.take_lease_back(now, worker, lease, aftermath, until, out);
+            }
+        }
+    }
+
+    fn take_lease_back(
+        &mut self,
+        now: Now,
+        worker: &WorkerId,
+        lease: (JobId, Attempt),
+        left: Aftermath,
+        until: Mono,
+        out: &mut Vec<Action>,
+    ) {
+        match left {
+            Aftermath::Computing => self.abandon_lease(worker, lease, until, out),
+            left => self.return_lease(now, worker, lease, left == Aftermath::Suspect, out),
         }
     }
 
@@ -132,6 +173,7 @@ impl Brain {
                 self.unhold(now, id);
                 self.conclude(now, id, outcome, out);
             }
+            Phase::Backoff => self.conclude(now, id, outcome, out),
             Phase::Waiting => {
                 self.leave_line(now, id);
                 self.conclude(now, id, outcome, out);
@@ -151,7 +193,7 @@ impl Brain {
     }
 
     /// The one place where jobs end.
-    fn conclude_with(&mut self, now: Now, id: JobId, ending: Ending, out: &mut Vec<Action>) {
+    fn conclude_with(&mut self, now: Now, id: JobId, mut ending: Ending, out: &mut Vec<Action>) {
         let Some(mut job) = self.jobs.remove(&id) else {
             return;
         };
@@ -160,6 +202,7 @@ impl Brain {
         }
         self.room.leave(&mut job);
         self.settle(now, &job, ending.usage);
+        ending.times = job.times();
         out.push(Action::Finish {
             job: id,
             attempt: job.attempt,
@@ -177,7 +220,7 @@ impl Brain {
         let group = self.queue.group(key);
         let jobs: Vec<JobId> = group.into_iter().flat_map(Group::jobs).collect();
         for id in jobs {
-            self.end(now, id, Outcome::Failed(error.clone()), out);
+            self.no_place(now, id, error, out);
         }
     }
 
@@ -212,6 +255,14 @@ impl Brain {
                     job.request.model
                 ),
             ),
+            Some(Waits::Pause(worker)) => Error::new(
+                Code::Timeout,
+                format!(
+                    "worker {worker}, which has model {}, failed or had too much to do, and was \
+                     given no more work within {waited}; ask again",
+                    job.request.model
+                ),
+            ),
             _ => Error::new(
                 Code::Timeout,
                 format!(
@@ -221,7 +272,7 @@ impl Brain {
                 ),
             ),
         };
-        self.end(now, id, Outcome::Failed(error), out);
+        self.end_in_vain(now, id, error, out);
     }
 
     pub(super) fn total_timed_out(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
@@ -238,7 +289,10 @@ impl Brain {
             ),
         };
         let error = Error::new(Code::Timeout, message);
-        self.end(now, id, Outcome::Failed(error), out);
+        match job.runs() {
+            true => self.end(now, id, Outcome::Failed(error), out),
+            false => self.end_in_vain(now, id, error, out),
+        }
     }
 }
 

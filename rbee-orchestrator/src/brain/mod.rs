@@ -5,11 +5,14 @@
 
 mod admission;
 mod arrival;
+mod breaker;
+mod chance;
 mod counters;
 mod event;
 mod fleet;
 mod job;
 mod jobs;
+mod leases;
 mod limiter;
 mod names;
 mod places;
@@ -17,11 +20,14 @@ mod placing;
 mod queue;
 mod quota;
 mod rates;
+mod retry;
 mod room;
 mod spawning;
 mod tenants;
+mod trust;
 mod waiting;
 mod watch;
+mod window;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -33,6 +39,7 @@ use crate::error::Result;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 pub use arrival::{host_and_port, is_loopback};
+use chance::Chance;
 pub use counters::{Counters, Tally};
 pub use event::{
     Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder,
@@ -43,6 +50,7 @@ use names::{Meaning, Names};
 pub use places::QueuePlace;
 use queue::Queue;
 use rates::Rates;
+use retry::Budget;
 use room::Room;
 pub use spawning::OrderAnswer;
 use tenants::{Midnight, Tenants};
@@ -72,6 +80,8 @@ pub struct Brain {
     tenants: Tenants,
     /// When a new day begins, while somebody waits for it.
     midnight: Option<Midnight>,
+    budget: Budget,
+    chance: Chance,
     counters: Counters,
     jobs: HashMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
@@ -114,6 +124,8 @@ impl Brain {
             rates: Rates::default(),
             tenants: Tenants::new(&config.tenants),
             midnight: None,
+            budget: Budget::default(),
+            chance: Chance::default(),
             counters: Counters::default(),
             jobs: HashMap::new(),
             due: BTreeSet::new(),
@@ -130,6 +142,13 @@ impl Brain {
     #[must_use]
     pub fn mint_ids_with(mut self, mint: impl FnMut() -> WorkerId + Send + Sync + 'static) -> Self {
         self.mint = Box::new(mint);
+        self
+    }
+
+    /// Seeds what is left to chance, the pauses between attempts; 0 unless it is called.
+    #[must_use]
+    pub fn seeded(mut self, seed: u64) -> Self {
+        self.chance = Chance::seeded(seed);
         self
     }
 
@@ -227,6 +246,7 @@ impl Brain {
             *match job.phase {
                 Phase::Admitted => &mut tally.admitted,
                 Phase::Held => &mut tally.held,
+                Phase::Backoff => &mut tally.backing_off,
                 Phase::Waiting => &mut tally.waiting,
                 Phase::Running | Phase::Aborting => &mut tally.running,
             } += 1;
@@ -277,12 +297,15 @@ impl Brain {
             match due {
                 Due::Queue(job) => self.queue_timed_out(now, job, out),
                 Due::Total(job) => self.total_timed_out(now, job, out),
+                Due::Backoff(job) => self.backoff_over(now, job, out),
                 Due::Promote(job) => self.promote(now, job),
                 Due::Held(tenant) => self.release_held(now, &tenant, out),
                 Due::Midnight => self.at_midnight(now, out),
                 Due::Places(model) => self.tell_places(now, &model, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
+                Due::Reopen(worker) => self.reopen(now, &worker, out),
+                Due::Unpause(worker) => self.unpause(now, &worker, out),
                 Due::Suspect(worker) => self.stop_suspect(now, &worker, out),
             }
         }

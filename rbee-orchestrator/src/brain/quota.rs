@@ -210,7 +210,6 @@ impl Brain {
             return;
         };
         job.held = false;
-        job.phase = Phase::Waiting;
         job.stop_waiting(now);
         if let Some(book) = self.tenants.get_mut(&job.request.tenant) {
             book.let_go(job.request.priority, id);

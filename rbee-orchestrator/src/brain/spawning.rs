@@ -58,7 +58,10 @@ impl Brain {
     ) -> Option<WorkerId> {
         let hive = self.hives.get(&place.hive)?;
         let device = place.device();
-        if hive.status != HiveStatus::Online || hive.is_full(device, now.mono) {
+        if hive.status != HiveStatus::Online
+            || hive.is_full(device, now.mono)
+            || hive.failed_load(model, device, now.mono).is_some()
+        {
             return None;
         }
         let same = self.workers.with_model(model).find(|worker| {
@@ -135,6 +138,7 @@ impl Brain {
             model: &model,
             constraints: &order.constraints,
             openai_only: false,
+            avoid: None,
         };
         match place_another_worker(&request, &self.view(now)) {
             Placement::Spawn {

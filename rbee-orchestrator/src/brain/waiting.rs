@@ -1,6 +1,8 @@
 //! Waiting: how jobs come to the lines and leave them, and what they are told meanwhile.
 
-use crate::domain::{HiveId, HiveStatus, JobId, Narration, Now, Priority, Prospect, WorkerId};
+use crate::domain::{
+    HiveId, HiveStatus, JobId, Narration, Now, Priority, Prospect, Worker, WorkerId,
+};
 
 use super::Brain;
 use super::event::Action;
@@ -88,6 +90,20 @@ impl Brain {
         self.act_on(now, key, placement, out);
     }
 
+    /// A job came back, and the line was pumped: if it waits still, it is told where and for what,
+    /// unless what was done `since` told it already.
+    pub(super) fn tell_again(&mut self, now: Now, id: JobId, since: usize, out: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get(&id).filter(|job| job.phase == Phase::Waiting) else {
+            return;
+        };
+        let narration = self.queue.group(&job.key).and_then(|g| g.narration.clone());
+        let told = |action: &Action| matches!(action, Action::Narrate { job, .. } if *job == id);
+        if let Some(narration) = narration.filter(|_| !out[since..].iter().any(told)) {
+            out.push(Action::Narrate { job: id, narration });
+        }
+        self.tell_place(now, id, out);
+    }
+
     pub(super) fn start_hive(
         &mut self,
         now: Now,
@@ -144,6 +160,16 @@ impl Brain {
         self.tell_group(key, Waits::Check(worker.clone()), narration, out);
     }
 
+    fn wait_for_pause(&mut self, key: &GroupKey, worker: &WorkerId, out: &mut Vec<Action>) {
+        let narration = Narration {
+            actor: "queen",
+            action: "pause_worker",
+            target: worker.to_string(),
+            human: format!("Waiting until worker {worker} can be given more work"),
+        };
+        self.tell_group(key, Waits::Pause(worker.clone()), narration, out);
+    }
+
     /// A policy said wait: find out for what, so that the clients can be told.
     pub(super) fn note_what_is_waited_for(
         &mut self,
@@ -153,21 +179,24 @@ impl Brain {
     ) {
         let view = self.view(now);
         let request = key.request();
-        let is_ready = view.candidates(&request).any(|worker| worker.ready);
-        let to_come = |prospect| {
-            let mut candidates = view.candidates(&request).filter(|_| !is_ready);
-            let worker = candidates.find(|worker| worker.prospect == prospect);
+        let served = view.candidates(&request).any(Worker::is_in_service);
+        let to_come = |wanted: fn(&Worker) -> bool| {
+            let mut candidates = view.candidates(&request).filter(|_| !served);
+            let worker = candidates.find(|worker| wanted(worker));
             worker.map(|worker| worker.spec.id.clone())
         };
-        if let Some(worker) = to_come(Prospect::Loads) {
+        if let Some(worker) = to_come(|worker| worker.hopes_for(Prospect::Loads)) {
             return self.wait_for_load(key, &worker, out);
         }
-        if let Some(worker) = to_come(Prospect::Checked) {
+        if let Some(worker) = to_come(|worker| worker.hopes_for(Prospect::Checked)) {
             return self.wait_for_check(key, &worker, out);
+        }
+        if let Some(worker) = to_come(|worker| worker.ready) {
+            return self.wait_for_pause(key, &worker, out);
         }
         let allowed = |id: &HiveId| key.constraints.hive.as_ref().is_none_or(|only| only == id);
         let mut starting = self.hives.keys().filter(|id| self.is_starting(id));
-        let starting = starting.find(|id| allowed(id) && !is_ready).cloned();
+        let starting = starting.find(|id| allowed(id) && !served).cloned();
         if let Some(hive) = starting {
             self.wait_for_hive(key, &hive, out);
         } else if let Some(group) = self.queue.group_mut(key) {

@@ -1,26 +1,24 @@
-//! Workers: what the brain notes beside the registry, their leases, and how they leave.
+//! Workers: what the brain notes beside the registry, and how they leave.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::BreakerConfig;
 use crate::domain::{
     Attempt, HiveId, JobId, ModelRef, Mono, Now, Prospect, Worker, WorkerId, WorkerSpec,
 };
 use crate::error::{Code, Error, Result};
+use crate::scheduler::FailedLoad;
 
 use super::Brain;
+use super::breaker::Breaker;
 use super::event::Action;
 use super::job::Due;
 use super::queue::Waits;
 
 /// How long a report may be under way in which a stopped worker still stands.
 const GONE_FOR: Duration = Duration::from_secs(60);
-
-/// How long a worker of a hive that broke off an attempt may take to answer its health check. Its
-/// attempts' own time-outs have run by then: a worker that is alive and idle answers at once, and
-/// one that is stuck holds memory that another could use.
-const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
 /// What the brain keeps beside the registry.
 #[derive(Debug, Default)]
@@ -39,6 +37,12 @@ pub(super) struct Notes {
     pub(super) suspect: bool,
     /// When it is stopped if it has not answered.
     pub(super) suspect_due: Option<Mono>,
+    /// Leaves it alone when it fails again and again.
+    pub(super) breaker: Breaker,
+    /// When it is tried again.
+    pub(super) reopens: Option<Mono>,
+    /// Until when it gets nothing, since it has too much to do.
+    pub(super) paused_until: Option<Mono>,
     /// Attempts that hold a slot. A worker that comes back under its old id starts without any.
     pub(super) leases: HashSet<(JobId, Attempt)>,
     /// Those of them that nobody waits for while the worker may still compute.
@@ -48,6 +52,14 @@ pub(super) struct Notes {
 }
 
 impl Notes {
+    /// How many more attempts it may be given, however many slots are free.
+    pub(super) fn allowance(&self, config: &BreakerConfig) -> Option<u32> {
+        match self.paused_until {
+            Some(_) => Some(0),
+            None => self.breaker.admits(config),
+        }
+    }
+
     /// Whether its hive was asked to spawn it and has not answered.
     pub(super) fn is_in_flight(&self) -> bool {
         self.load_due.is_some() && !self.answered
@@ -74,162 +86,6 @@ impl Brain {
         let mut ids: Vec<WorkerId> = ids.map(|worker| worker.spec.id.clone()).collect();
         ids.sort_unstable();
         ids
-    }
-
-    /// A lease came back: the slot is free, or the worker can go.
-    pub(super) fn return_lease(
-        &mut self,
-        now: Now,
-        id: &WorkerId,
-        lease: (JobId, Attempt),
-        suspect: bool,
-        out: &mut Vec<Action>,
-    ) {
-        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get_mut(id))
-        else {
-            return;
-        };
-        if !notes.leases.remove(&lease) {
-            return;
-        }
-        worker.leases -= 1;
-        let model = worker.spec.model.clone();
-        let ends = worker.draining && worker.leases == 0;
-        let still_suspect = notes.suspect;
-        if suspect {
-            self.suspect(now, id, out);
-        } else if still_suspect {
-            self.expect_answer(now, id);
-        }
-        if ends {
-            self.stop_worker(now, id, out);
-        }
-        self.pump_model(now, &model, out);
-    }
-
-    /// Gives a worker no more work until it has answered a check itself.
-    pub(super) fn suspect(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
-        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get_mut(id))
-        else {
-            return;
-        };
-        worker.ready = false;
-        worker.prospect = Prospect::Checked;
-        notes.suspect = true;
-        let hive = worker.spec.hive.clone();
-        out.extend(hive.map(|hive| Action::CheckHive { hive }));
-        out.push(Action::CheckWorker {
-            worker: worker.spec.clone(),
-        });
-        self.expect_answer(now, id);
-    }
-
-    /// Gives a suspect a time to answer, unless it has one. A server that no hive owns can't be
-    /// stopped: it only stays out of use.
-    fn expect_answer(&mut self, now: Now, id: &WorkerId) {
-        let owned = |worker: &Worker| worker.spec.hive.is_some() && !worker.draining;
-        if self.workers.get(id).is_some_and(owned)
-            && let Some(notes) = self.worker_notes.get_mut(id)
-            && notes.suspect_due.is_none()
-        {
-            let due = now.mono + SUSPECT_FOR;
-            notes.suspect_due = Some(due);
-            self.due.insert((due, Due::Suspect(id.clone())));
-        }
-    }
-
-    /// A suspect did not answer in time. One that holds a lease is busy, not dead: it gets another
-    /// time when the lease comes back.
-    pub(super) fn stop_suspect(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
-        if let Some(notes) = self.worker_notes.get_mut(id) {
-            notes.suspect_due = None;
-        }
-        if let Some(worker) = self.workers.get_mut(id)
-            && worker.leases == 0
-        {
-            // Those who wait are placed anew when it has left: only then is there room again.
-            worker.draining = true;
-            self.stop_worker(now, id, out);
-        }
-    }
-
-    /// A worker did not answer its check, and holds no lease.
-    pub(super) fn missed_check(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
-        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get(id))
-        else {
-            return;
-        };
-        let owned = worker.spec.hive.is_some();
-        // While it loads its deadline judges it, while it is a suspect that of its answer.
-        if notes.load_due.is_some() || (owned && notes.suspect) {
-            return;
-        }
-        if owned && worker.ready {
-            return self.suspect(now, id, out);
-        }
-        let is_news = worker.is_worth_waiting_for();
-        worker.ready = false;
-        worker.prospect = Prospect::Silent;
-        if is_news {
-            let model = worker.spec.model.clone();
-            self.pump_model(now, &model, out);
-        }
-    }
-
-    /// A client has gone and the worker can't cancel: the slot stays taken until it answers.
-    pub(super) fn abandon_lease(
-        &mut self,
-        id: &WorkerId,
-        lease: (JobId, Attempt),
-        until: Mono,
-        out: &mut Vec<Action>,
-    ) {
-        let (Some(worker), Some(notes)) = (self.workers.get(id), self.worker_notes.get_mut(id))
-        else {
-            return;
-        };
-        if !notes.leases.contains(&lease) {
-            return;
-        }
-        notes.abandoned.push(lease);
-        if notes.abandoned_due.is_none() {
-            notes.abandoned_due = Some(until);
-            self.due.insert((until, Due::Abandoned(id.clone())));
-        }
-        out.push(Action::CancelOnWorker {
-            worker: worker.spec.clone(),
-            job: lease.0,
-        });
-    }
-
-    /// The worker answers, so it computes no more for those who have gone.
-    pub(super) fn return_abandoned(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
-        let Some(notes) = self.worker_notes.get_mut(id) else {
-            return;
-        };
-        let abandoned = std::mem::take(&mut notes.abandoned);
-        if let Some(due) = notes.abandoned_due.take() {
-            self.due.remove(&(due, Due::Abandoned(id.clone())));
-        }
-        for lease in abandoned {
-            self.return_lease(now, id, lease, false, out);
-        }
-    }
-
-    /// It did not come to an end by the time at which its last client would have given up.
-    pub(super) fn stop_what_nobody_waits_for(
-        &mut self,
-        now: Now,
-        id: &WorkerId,
-        out: &mut Vec<Action>,
-    ) {
-        if let Some(notes) = self.worker_notes.get_mut(id) {
-            notes.abandoned_due = None;
-        }
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.draining = true;
-            self.stop_worker(now, id, out);
-        }
     }
 
     /// Takes a worker out of service; it is stopped when its last lease is back, or at once.
@@ -314,8 +170,32 @@ impl Brain {
         out: &mut Vec<Action>,
     ) {
         let id = self.minted(id).clone();
+        let error = self.remember_failed_load(now, &id, error);
         self.bury(now, &id);
-        self.lose_worker(now, &id, error, out);
+        self.lose_worker(now, &id, &error, out);
+    }
+
+    /// Remembers why a load failed, so that a crowd does not try the same again at once. Returns
+    /// the error with when that may be.
+    fn remember_failed_load(&mut self, now: Now, id: &WorkerId, error: &Error) -> Error {
+        let loads = |notes: &Notes| notes.load_due.is_some();
+        let worker = self.workers.get(id);
+        let worker = worker.filter(|_| self.worker_notes.get(id).is_some_and(loads));
+        let hive = worker.and_then(|worker| worker.spec.hive.as_ref());
+        let (Some(worker), Some(hive)) = (worker, hive.and_then(|id| self.hives.get_mut(id)))
+        else {
+            return error.clone();
+        };
+        let retry_after = self.config.hives.retry_after;
+        let error = error.clone().retry_after(retry_after);
+        let spec = &worker.spec;
+        hive.failed_loads.push(FailedLoad {
+            model: spec.model.clone(),
+            device: spec.device,
+            until: now.mono + retry_after,
+            error: could_not_load(&spec.model, &error),
+        });
+        error
     }
 
     /// A worker is out of reach. If it shows itself again, it is taken in again.
@@ -333,7 +213,7 @@ impl Brain {
         self.pump_model(now, &model, out);
     }
 
-    /// Ends the jobs that waited for just this load. A later request starts a new one.
+    /// Ends the jobs that waited for just this load.
     pub(super) fn end_those_who_wait_for(
         &mut self,
         now: Now,
@@ -343,12 +223,7 @@ impl Brain {
     ) {
         let waits = Waits::Load(id.clone());
         for key in self.queue.keys(|group| group.waits == waits) {
-            let message = format!("model {} could not be loaded: {}", key.model, error.message);
-            let error = Error {
-                message,
-                ..error.clone()
-            };
-            self.end_group(now, &key, &error, out);
+            self.end_group(now, &key, &could_not_load(&key.model, error), out);
         }
     }
 
@@ -385,6 +260,12 @@ impl Brain {
         }
         if let Some(due) = notes.suspect_due {
             self.due.remove(&(due, Due::Suspect(id.clone())));
+        }
+        if let Some(due) = notes.reopens {
+            self.due.remove(&(due, Due::Reopen(id.clone())));
+        }
+        if let Some(due) = notes.paused_until {
+            self.due.remove(&(due, Due::Unpause(id.clone())));
         }
         if let Some(other) = notes.known_as {
             self.other_ids.remove(&other);
@@ -433,5 +314,12 @@ impl Brain {
             .iter()
             .filter(is_due)
             .map(|worker| &worker.spec)
+    }
+}
+
+fn could_not_load(model: &ModelRef, error: &Error) -> Error {
+    Error {
+        message: format!("model {model} could not be loaded: {}", error.message),
+        ..error.clone()
     }
 }

@@ -83,6 +83,9 @@ pub struct Worker {
     pub draining: bool,
     /// Slots taken: leases that were given out and have not come back.
     pub leases: u32,
+    /// How many more jobs it may be given, where free slots do not decide alone: none while it is
+    /// left alone because it failed or has too much to do, a few while it is tried again.
+    pub allowance: Option<u32>,
     /// When it last took a job; orders ties.
     pub last_used: Mono,
     /// The same for people.
@@ -99,6 +102,7 @@ impl Worker {
             prospect: Prospect::Loads,
             draining: false,
             leases: 0,
+            allowance: None,
             last_used: Mono::default(),
             last_used_at: None,
         }
@@ -110,13 +114,26 @@ impl Worker {
         !self.draining && (self.ready || self.prospect != Prospect::Silent)
     }
 
+    /// Whether it is not ready, and this may be hoped for.
+    #[must_use]
+    pub fn hopes_for(&self, prospect: Prospect) -> bool {
+        !self.ready && self.prospect == prospect
+    }
+
+    /// Whether it serves jobs now, if only when a slot comes free.
+    #[must_use]
+    pub fn is_in_service(&self) -> bool {
+        self.ready && !self.draining && self.allowance != Some(0)
+    }
+
     /// Slots that a job could take now.
     #[must_use]
     pub fn slots_free(&self) -> u32 {
-        match self.ready && !self.draining {
-            true => self.spec.slots_total.saturating_sub(self.leases),
-            false => 0,
+        if !self.ready || self.draining {
+            return 0;
         }
+        let free = self.spec.slots_total.saturating_sub(self.leases);
+        self.allowance.map_or(free, |most| free.min(most))
     }
 
     /// Its state as shown to people.

@@ -146,6 +146,7 @@ impl Builder {
         let connector = Box::new(WorkerConnector(hives.clone()));
         let pool = Arc::new(Pool::new(connector, &self.config));
         let brain = Brain::new(self.config.clone(), self.scheduler, records.clone());
+        let brain = brain.seeded(owner.as_u64_pair().0);
         let clock = Clock::start();
         let driver = Driver::new(self.config, owner, store, pool, hives, clock, brain);
         let driver = Arc::new(driver);

@@ -11,7 +11,7 @@ use crate::error::Error;
 pub use least_loaded::LeastLoaded;
 pub use placement::{place_another_worker, place_new_worker};
 pub use round_robin::RoundRobin;
-pub use view::{ClusterView, Hive, Workers};
+pub use view::{ClusterView, FailedLoad, Hive, Workers};
 
 /// A group of waiting requests that may run in the same places.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,9 @@ pub struct PlacementRequest<'a> {
     pub constraints: &'a Constraints,
     /// Whether only a worker that speaks OpenAI's protocol will do.
     pub openai_only: bool,
+    /// A worker that just failed them: [`ClusterView::candidates`] leaves it out while another can
+    /// serve them.
+    pub avoid: Option<&'a WorkerId>,
 }
 
 impl PlacementRequest<'_> {

@@ -21,15 +21,25 @@ pub fn place_new_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) 
     if let Some(error) = wrong_protocol(request, view) {
         return Placement::Reject(error);
     }
-    match place_another_worker(request, view) {
+    match place_worker(request, view, true) {
         Placement::Reject(error) => Placement::Reject(silent(request, view).unwrap_or(error)),
         elsewhere => elsewhere,
     }
 }
 
-/// The same for one more worker, whether or not there are others with the model.
+/// The same for one more worker, whether or not there are others with the model, and whether or
+/// not its load has just failed there.
 #[must_use]
 pub fn place_another_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Placement {
+    place_worker(request, view, false)
+}
+
+/// `mindful` leaves out the places where the load has just failed.
+fn place_worker(
+    request: &PlacementRequest<'_>,
+    view: &ClusterView<'_>,
+    mindful: bool,
+) -> Placement {
     let allowed: Vec<&Hive> = view
         .hives
         .values()
@@ -49,7 +59,7 @@ pub fn place_another_worker(request: &PlacementRequest<'_>, view: &ClusterView<'
             .filter(|hive| hive.model(request.model).is_some())
     };
     let online = with_model().filter(|hive| hive.status == HiveStatus::Online);
-    if let Some((hive, device)) = roomiest(request, view, online) {
+    if let Some((hive, device)) = roomiest(request, view, online, mindful) {
         return Placement::Spawn {
             hive: hive.id().clone(),
             backend: device.backend.clone(),
@@ -61,7 +71,7 @@ pub fn place_another_worker(request: &PlacementRequest<'_>, view: &ClusterView<'
         return Placement::Wait;
     }
     let stopped = with_model().filter(|hive| view.can_start(hive));
-    if let Some((hive, _)) = roomiest(request, view, stopped) {
+    if let Some((hive, _)) = roomiest(request, view, stopped, mindful) {
         return Placement::StartHive(hive.id().clone());
     }
     let unreported = || allowed.iter().filter(|hive| hive.capabilities().is_none());
@@ -71,7 +81,7 @@ pub fn place_another_worker(request: &PlacementRequest<'_>, view: &ClusterView<'
     if let Some(hive) = unreported().find(|hive| view.can_start(hive)) {
         return Placement::StartHive(hive.id().clone());
     }
-    Placement::Reject(why_not(request, view, &allowed))
+    Placement::Reject(why_not(request, view, &allowed, mindful))
 }
 
 /// The hive and device with the most free memory that the model fits.
@@ -79,13 +89,15 @@ fn roomiest<'a>(
     request: &PlacementRequest<'_>,
     view: &ClusterView<'_>,
     hives: impl Iterator<Item = &'a Hive>,
+    mindful: bool,
 ) -> Option<(&'a Hive, &'a Device)> {
     let fits = |hive: &Hive, device: &Device| {
         let needed = hive
             .model(request.model)
             .and_then(|model| model.vram_bytes)
             .unwrap_or(0);
-        view.has_room(hive, device, needed)
+        let failed = hive.failed_load(request.model, device.index, view.now);
+        view.has_room(hive, device, needed) && !(mindful && failed.is_some())
     };
     hives
         .flat_map(|hive| devices(request, hive).map(move |device| (hive, device)))
@@ -144,7 +156,12 @@ fn silent(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Erro
     Some(error.retry_after(SOON))
 }
 
-fn why_not(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {
+fn why_not(
+    request: &PlacementRequest<'_>,
+    view: &ClusterView<'_>,
+    allowed: &[&Hive],
+    mindful: bool,
+) -> Error {
     let with_model = || {
         let hives = allowed.iter().copied();
         hives.filter(|hive| hive.model(request.model).is_some())
@@ -158,9 +175,25 @@ fn why_not(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&H
     if suitable.clone().next().is_none() {
         return no_device(request, first);
     }
+    let failed = suitable.clone();
     suitable
         .find_map(|hive| unreachable(hive, view))
+        .or_else(|| just_failed(request, view, failed).filter(|_| mindful))
         .unwrap_or_else(|| no_room(request, view, allowed))
+}
+
+/// Why the load failed that would be tried, if it has just been.
+fn just_failed<'a>(
+    request: &PlacementRequest<'_>,
+    view: &ClusterView<'_>,
+    mut hives: impl Iterator<Item = &'a Hive>,
+) -> Option<Error> {
+    let load = hives.find_map(|hive| {
+        devices(request, hive)
+            .find_map(|device| hive.failed_load(request.model, device.index, view.now))
+    })?;
+    let after = load.until.since(view.now);
+    Some(load.error.clone().retry_after(after))
 }
 
 /// Why a hive can't be asked, unless it can.

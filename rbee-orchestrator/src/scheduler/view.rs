@@ -87,6 +87,21 @@ pub struct Hive {
     pub unreached_until: Mono,
     /// Devices left out, and until when: the hive said they have no room.
     pub full_devices: Vec<(u32, Mono)>,
+    /// Loads that failed not long ago, and are not to be tried again yet.
+    pub failed_loads: Vec<FailedLoad>,
+}
+
+/// A load that failed.
+#[derive(Debug, Clone)]
+pub struct FailedLoad {
+    /// Of this model.
+    pub model: ModelRef,
+    /// On this device.
+    pub device: u32,
+    /// Until when it is not tried again, unless an administrator orders it.
+    pub until: Mono,
+    /// Why it failed.
+    pub error: Error,
 }
 
 impl Hive {
@@ -101,6 +116,7 @@ impl Hive {
             retry_at: Mono::default(),
             unreached_until: Mono::default(),
             full_devices: Vec::new(),
+            failed_loads: Vec::new(),
         }
     }
 
@@ -109,6 +125,19 @@ impl Hive {
     pub fn is_full(&self, device: u32, now: Mono) -> bool {
         let full = |(index, until): &(u32, Mono)| *index == device && *until > now;
         self.full_devices.iter().any(full)
+    }
+
+    /// The load of a model on a device that failed, not long ago.
+    #[must_use]
+    pub fn failed_load(&self, model: &ModelRef, device: u32, now: Mono) -> Option<&FailedLoad> {
+        let mut loads = self.failed_loads.iter();
+        loads.find(|load| load.model == *model && load.device == device && load.until > now)
+    }
+
+    /// Lets a load that failed be tried again.
+    pub fn forget_failed_load(&mut self, model: &ModelRef, device: u32) {
+        let other = |load: &FailedLoad| load.model != *model || load.device != device;
+        self.failed_loads.retain(other);
     }
 
     /// Leaves a device out until then.
@@ -152,12 +181,23 @@ pub struct ClusterView<'a> {
 
 impl<'a> ClusterView<'a> {
     /// Workers that could serve the request, whether or not they have a free slot now. One that
-    /// does not answer its check is none.
+    /// does not answer its check is none, nor is one that the request avoids while another can
+    /// serve it.
     pub fn candidates(&self, request: &PlacementRequest<'a>) -> impl Iterator<Item = &'a Worker> {
         let request = *request;
+        let avoided = request.avoid.filter(|avoid| {
+            let mut others = self.workers.with_model(request.model);
+            others.any(|worker| {
+                worker.spec.id != **avoid && worker.is_in_service() && request.is_served_by(worker)
+            })
+        });
         self.workers
             .with_model(request.model)
-            .filter(move |worker| worker.is_worth_waiting_for() && request.is_served_by(worker))
+            .filter(move |worker| {
+                avoided.is_none_or(|avoid| worker.spec.id != *avoid)
+                    && worker.is_worth_waiting_for()
+                    && request.is_served_by(worker)
+            })
     }
 
     /// Free memory of a device in bytes, less what its loading workers will still take.

@@ -1,9 +1,11 @@
 //! Cold models: one load for all who wait, and what they hear when it takes long or fails.
 
-use rbee_orchestrator::brain::SeenState;
+use rbee_orchestrator::brain::{SeenState, SpawnOrder};
+use rbee_orchestrator::domain::Constraints;
 use rbee_orchestrator::error::{Code, Error};
 
-use crate::parts::{BIG, SMOL, device, failed, on_disk, report, secs, seen, spec};
+use crate::parts::{BIG, SMOL, device, failed, on_disk, report, secs, seen, spec, worker};
+use crate::two_steps::asynchronous;
 use crate::world::World;
 
 #[test]
@@ -153,15 +155,77 @@ fn a_device_that_has_no_room_after_all_is_left_out_for_a_while_and_another_is_tr
 }
 
 #[test]
-fn a_load_that_fails_ends_those_who_wait_and_the_next_request_tries_again() {
+fn a_load_that_fails_ends_those_who_wait_and_is_not_tried_again_for_a_while() {
     let mut world = World::with_hive();
     let job = world.submit(SMOL);
     let id = world.spawned();
     world.answer_spawn(&id, Err(failed("the engine exited with 1")));
     assert_eq!(world.code(job), "WORKER_FAILED");
     assert!(world.error(job).message.contains("exited with 1"));
-    world.submit(SMOL);
+    world.pass(secs(5));
+    let crowd = [(); 3].map(|()| world.submit(SMOL));
+    for late in crowd {
+        assert_eq!(world.code(late), "WORKER_FAILED");
+        assert_eq!(world.error(late).message, world.error(job).message);
+        assert_eq!(world.error(late).retry_after, Some(secs(10)));
+    }
+    let other = world.submit(BIG);
+    assert!(world.is_open(other), "only this model is remembered");
     assert_eq!(world.spawns().len(), 2);
+    world.pass(secs(10));
+    world.submit(SMOL);
+    assert_eq!(world.spawns().len(), 3);
+}
+
+#[test]
+fn a_load_that_failed_in_one_place_is_tried_in_another() {
+    let mut world = World::new();
+    world.hive("a", &[device(0, "cpu", 16), device(1, "cpu", 8)]);
+    let first = world.submit(SMOL);
+    let id = world.spawned();
+    world.answer_spawn(&id, Err(failed("the engine exited with 1")));
+    assert_eq!(world.code(first), "WORKER_FAILED");
+    let second = world.submit(SMOL);
+    assert!(world.is_open(second));
+    assert_eq!(world.spawns()[1].1.device, 1);
+}
+
+#[test]
+fn an_order_does_not_mind_that_the_load_failed_and_its_success_is_a_new_beginning() {
+    let mut world = World::with_hive();
+    world.submit(SMOL);
+    let id = world.spawned();
+    world.answer_spawn(&id, Err(failed("the engine exited with 1")));
+    let order = SpawnOrder {
+        model: "smol".into(),
+        constraints: Constraints::default(),
+    };
+    let (now, ordered) = (world.now, worker("ordered"));
+    let answer = world
+        .brain
+        .order_worker(now, ordered.clone(), &order, &mut world.actions);
+    assert!(answer.is_ok());
+    world.ready(&ordered, SMOL, 1);
+    world.shut_down(&ordered, false);
+    world.stopped(&ordered);
+    let next = world.submit(SMOL);
+    assert!(world.is_open(next));
+    assert_eq!(world.spawns().len(), 3);
+}
+
+#[test]
+fn an_asynchronous_job_outlives_loads_that_fail_as_long_as_it_has_attempts_left() {
+    let mut world = World::with_hive();
+    let job = world.submit_with(SMOL, asynchronous);
+    for round in 1..=5 {
+        assert!(world.is_open(job), "{round}");
+        assert_eq!(world.spawns().len(), round);
+        let id = world.spawns()[round - 1].1.id.clone();
+        world.answer_spawn(&id, Err(failed("the engine exited with 1")));
+        world.pass(secs(16));
+    }
+    assert_eq!(world.code(job), "WORKER_FAILED");
+    assert!(world.requeues(job).is_empty(), "it never ran");
 }
 
 #[test]

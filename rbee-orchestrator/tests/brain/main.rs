@@ -15,6 +15,8 @@ mod placement;
 mod queue;
 mod random;
 mod requests;
+mod retry;
+mod spared;
 mod tenants;
 mod two_steps;
 mod workers;

@@ -31,6 +31,7 @@ fn a_call_that_was_held_for_a_spawn_that_failed_names_no_later_worker() {
         error: failed("died"),
     };
     world.tell(dead);
+    world.pass(secs(15));
     let job = world.submit(SMOL);
     let second = world.spawns()[1].1.id.clone();
     world.answer_spawn(&second, Ok(own));

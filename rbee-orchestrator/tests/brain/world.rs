@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use rbee_orchestrator::brain::{
-    Action, Brain, Event, JobRequest, Report, SeenState, SeenWorker, Spawned, WorkerCallback,
+    Action, Blame, Brain, Event, JobRequest, Report, SeenState, SeenWorker, Spawned, WorkerCallback,
 };
 use rbee_orchestrator::config::Config;
 use rbee_orchestrator::domain::{
-    Capabilities, Constraints, Device, HiveId, HiveRecord, HiveSpec, JobId, JobKind, Mono, Now,
-    Outcome, Priority, TenantId, UnixMillis, WorkerId, WorkerSpec,
+    Capabilities, Constraints, Device, Ending, HiveId, HiveRecord, HiveSpec, JobId, JobKind, Mono,
+    Now, Outcome, Priority, TenantId, UnixMillis, WorkerId, WorkerSpec,
 };
 use rbee_orchestrator::error::{Code, Error, Result};
 use rbee_orchestrator::scheduler::{LeastLoaded, Scheduler};
 use uuid::Uuid;
 
-use crate::parts::{SMOL, call, device, hive, report, secs, seen, spec, worker};
+use crate::parts::{SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
 
 /// See the module.
 pub(crate) struct World {
@@ -280,6 +280,27 @@ impl World {
         });
     }
 
+    /// A job's lease comes back without an answer, for somebody's fault.
+    pub(crate) fn fail(&mut self, job: JobId, blame: Blame) {
+        let mut report = Report::of(Outcome::Failed(failed("it broke off")));
+        report.blame = blame;
+        self.end_with(job, report);
+    }
+
+    /// The attempts after which a job waits again, with the times before which it does not run.
+    pub(crate) fn requeues(&self, wanted: JobId) -> Vec<(u32, Option<UnixMillis>)> {
+        let requeue = |action: &Action| match action {
+            Action::Requeue {
+                job,
+                attempt,
+                not_before,
+                ..
+            } if *job == wanted => Some((*attempt, *not_before)),
+            _ => None,
+        };
+        self.actions.iter().filter_map(requeue).collect()
+    }
+
     fn attempt_of(&self, wanted: JobId) -> Option<(u32, WorkerId)> {
         self.actions.iter().rev().find_map(|action| match action {
             Action::Dispatch {
@@ -390,6 +411,17 @@ impl World {
             }
             order.push(running);
         }
+    }
+
+    pub(crate) fn ending(&self, wanted: JobId) -> Ending {
+        let finish = |action: &Action| match action {
+            Action::Finish { job, ending, .. } if *job == wanted => Some((**ending).clone()),
+            _ => None,
+        };
+        self.actions
+            .iter()
+            .find_map(finish)
+            .expect("the job has ended")
     }
 
     /// How a job ended; at most once.

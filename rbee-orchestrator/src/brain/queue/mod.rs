@@ -18,6 +18,8 @@ pub(super) struct GroupKey {
     pub(super) model: ModelRef,
     pub(super) constraints: Constraints,
     pub(super) openai_only: bool,
+    /// The worker that failed them last.
+    pub(super) avoid: Option<WorkerId>,
 }
 
 impl GroupKey {
@@ -26,6 +28,7 @@ impl GroupKey {
             model,
             constraints: request.constraints.clone(),
             openai_only: request.openai_only,
+            avoid: None,
         }
     }
 
@@ -35,6 +38,7 @@ impl GroupKey {
             model: &self.model,
             constraints: &self.constraints,
             openai_only: self.openai_only,
+            avoid: self.avoid.as_ref(),
         }
     }
 }
@@ -54,6 +58,8 @@ pub(super) enum Waits {
     Load(WorkerId),
     /// A worker that is being checked.
     Check(WorkerId),
+    /// A worker that is left alone for a while.
+    Pause(WorkerId),
 }
 
 /// A waiting job, with what decides its place.

@@ -1,0 +1,227 @@
+//! Retry: what follows an attempt that failed.
+
+use std::time::Duration;
+
+use crate::domain::{JobId, Now, Outcome, WorkerId};
+use crate::error::{Code, Error};
+
+use super::Brain;
+use super::event::{Action, Blame, Report};
+use super::job::{Due, Job, Past, Phase};
+use super::places::within_reason;
+use super::window::Window;
+
+/// Retries against requests in the window: a share of these, so that a fleet that fails is not
+/// also flooded.
+#[derive(Debug, Default)]
+pub(super) struct Budget {
+    /// Requests and retries.
+    window: Window,
+}
+
+/// What follows an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sequel {
+    /// Nothing: the job ends as the attempt did.
+    End,
+    /// Another one, at once.
+    AtOnce,
+    /// Another one, after a pause.
+    After(Duration),
+    /// Another one, which does not count: the worker had too much to do.
+    Pressed,
+}
+
+impl Brain {
+    /// Counts a request for the retry budget.
+    pub(super) fn note_request(&mut self, now: Now) {
+        let length = self.config.retry.budget_window;
+        self.budget.window.add(now.mono, length, [1, 0]);
+    }
+
+    /// Takes a retry out of the budget, if there is one left.
+    fn may_retry(&mut self, now: Now) -> bool {
+        let config = &self.config.retry;
+        let window = &mut self.budget.window;
+        let [requests, retries] = window.sums(now.mono, config.budget_window);
+        let share = (config.budget_ratio * requests as f64) as u64;
+        let allowed = retries < share.max(u64::from(config.budget_min));
+        match allowed {
+            true => {
+                window.add(now.mono, config.budget_window, [0, 1]);
+                self.counters.retries += 1;
+            }
+            false => self.counters.retries_refused += 1,
+        }
+        allowed
+    }
+
+    /// What follows the current attempt of a job.
+    pub(super) fn sequel(&mut self, now: Now, id: JobId, report: &Report) -> Sequel {
+        let Some(job) = self.jobs.get(&id) else {
+            return Sequel::End;
+        };
+        let failed = matches!(report.outcome, Outcome::Failed(_));
+        let asynchronous = job.request.asynchronous;
+        if !failed || job.phase == Phase::Aborting || job.end_by <= now.mono {
+            return Sequel::End;
+        }
+        // What an asynchronous job's reader has got is void; a client who waits can't unread it.
+        // When the queen goes down nothing is dispatched any more.
+        if !asynchronous && (report.relayed || self.draining) {
+            return Sequel::End;
+        }
+        let failures = job.failures + 1;
+        match report.blame {
+            Blame::Request => Sequel::End,
+            Blame::Load(_) => Sequel::Pressed,
+            Blame::Worker if asynchronous => match failures < self.config.retry.attempts_async {
+                true => Sequel::After(self.backoff(failures)),
+                false => Sequel::End,
+            },
+            Blame::Worker => {
+                let left = failures < self.config.retry.attempts_interactive;
+                match left && self.may_retry(now) {
+                    true => Sequel::AtOnce,
+                    false => Sequel::End,
+                }
+            }
+        }
+    }
+
+    /// How long to wait after so many failures: full jitter.
+    fn backoff(&mut self, failures: u32) -> Duration {
+        let config = &self.config.retry;
+        let doublings = failures.saturating_sub(1).min(31);
+        let longest = config.backoff_first.saturating_mul(1 << doublings);
+        self.chance.up_to(longest.min(config.backoff_max))
+    }
+
+    /// Lets a job wait again whose attempt failed.
+    pub(super) fn requeue(
+        &mut self,
+        now: Now,
+        id: JobId,
+        worker: &WorkerId,
+        error: Error,
+        sequel: Sequel,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let pressed = sequel == Sequel::Pressed;
+        if !pressed {
+            job.failures += 1;
+            job.key.avoid = Some(worker.clone());
+        }
+        job.returned = true;
+        let delay = match sequel {
+            Sequel::After(delay) => Some(delay),
+            _ => None,
+        };
+        out.push(Action::Requeue {
+            job: id,
+            attempt: job.attempt,
+            not_before: delay.map(|delay| now.wall + delay),
+            error: error.clone(),
+        });
+        job.past = Some(Box::new(Past { error, pressed }));
+        match delay {
+            Some(delay) => self.back_off(now, id, delay),
+            None => self.enqueue(now, id, None),
+        }
+    }
+
+    /// Whether a worker other than this one serves what the job asks for.
+    pub(super) fn has_another(&self, now: Now, id: JobId, worker: &WorkerId) -> bool {
+        let view = self.view(now);
+        self.jobs.get(&id).is_some_and(|job| {
+            let request = job.key.request();
+            let mut others = view.candidates(&request);
+            others.any(|other| other.spec.id != *worker && other.is_in_service())
+        })
+    }
+
+    /// Lets a job wait for a while before it is placed again.
+    pub(super) fn back_off(&mut self, now: Now, id: JobId, delay: Duration) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        job.phase = Phase::Backoff;
+        let over = now.mono + delay;
+        let (at, due) = match over < job.end_by {
+            true => (over, Due::Backoff(id)),
+            false => (job.end_by, Due::Total(id)),
+        };
+        self.expect(id, at, due);
+        self.take_room(id);
+    }
+
+    /// A job has waited for long enough after a failure. Where the budget does not allow it now,
+    /// it waits once more for as long as such a failure may make it wait.
+    pub(super) fn backoff_over(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
+        let Some(failures) = self.jobs.get(&id).map(|job| job.failures) else {
+            return;
+        };
+        match self.may_retry(now) {
+            true => self.start(now, id, out),
+            false => {
+                let delay = self.backoff(failures.max(1));
+                self.back_off(now, id, delay.max(SHORTEST_BACKOFF));
+            }
+        }
+    }
+
+    /// There is no place for a job that waits. An asynchronous one may find one later, which counts
+    /// as a failure; the client of another gets an answer.
+    pub(super) fn no_place(&mut self, now: Now, id: JobId, error: &Error, out: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get(&id) else {
+            return;
+        };
+        // Hives may not have said yet what an earlier life knew.
+        let may_pass = job.recovered || matches!(error.code.status(), 502 | 503);
+        let failures = job.failures + 1;
+        if job.request.asynchronous && may_pass && failures < self.config.retry.attempts_async {
+            let least = error.retry_after.unwrap_or_default();
+            let delay = self.backoff(failures).max(least).max(SHORTEST_BACKOFF);
+            self.leave_line(now, id);
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.failures = failures;
+            }
+            return self.back_off(now, id, delay);
+        }
+        self.end_in_vain(now, id, error.clone(), out);
+    }
+
+    /// Ends a job that waits and gets no worker. If it had one before, what happened there says
+    /// more to its client.
+    pub(super) fn end_in_vain(&mut self, now: Now, id: JobId, error: Error, out: &mut Vec<Action>) {
+        let past = self.jobs.get(&id).and_then(|job| job.past.as_deref());
+        let error = match past {
+            Some(past) if past.pressed => Error::new(
+                Code::NoCapacity,
+                format!(
+                    "every worker with the model had too much to do: {}",
+                    past.error.message
+                ),
+            )
+            .retry_after(within_reason(past.error.retry_after)),
+            Some(past) => past.error.clone(),
+            None => error,
+        };
+        self.end(now, id, Outcome::Failed(error), out);
+    }
+}
+
+/// The least pause where nothing was dispatched, so that a brain that has no place for a job does
+/// not turn in circles.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
+
+impl Job {
+    /// Attempts that an earlier life made count as failures, but one more is always tried: some of
+    /// them may only have met back-pressure.
+    pub(super) fn earlier_failures(attempts: u32, most: u32) -> u32 {
+        attempts.min(most.saturating_sub(1))
+    }
+}
