@@ -81,7 +81,8 @@ async fn accept(context: &Context<'_>, task: TaskRequest) -> Result<Response<Bod
     let body = json!({
         "job_id": job,
         "status": record.state,
-        "queue_position": place.map(|place| place.position),
+        // One that a worker has already has none before it.
+        "queue_position": place.map_or(0, |place| place.position),
         "estimated_wait_ms": place.and_then(|place| place.wait).map(answer::millis),
         "events_url": format!("/v2/tasks/{job}/events"),
     });

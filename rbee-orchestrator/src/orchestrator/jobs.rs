@@ -255,8 +255,8 @@ enum Taken {
 
 fn key_is_taken(first: JobId) -> Error {
     let message = format!(
-        "the idempotency key was used for another request, task {first}: take a new key for each \
-         request"
+        "an idempotency key is used once: this one belongs to task {first}, which asks for something \
+         else; take a new key for each request"
     );
     Error::new(Code::Conflict, message)
         .param("idempotency_key")
