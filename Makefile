@@ -1,7 +1,7 @@
 # What a person does with this repository; `make` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart run test chaos bench lint fmt doc clean
+.PHONY: help quickstart run test chaos bench bench-store lint fmt doc clean
 
 # The prompt goes on as it was typed: in the environment, past make's and the shell's expansions.
 export RBEE_PROMPT := $(value PROMPT)
@@ -12,7 +12,7 @@ RELEASE := cargo build --release -p queen-rbee -p rbee-hive
 WITH_PARTS := . .cache/parts.env &&
 
 help: ## List these commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %s %-11s", $$1, $$2; $$1 = $$2 = ""; print }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ printf "  %s %-11s", $$1, $$2; $$1 = $$2 = ""; print }'
 
 quickstart: ## Ask a real model a question: make quickstart [PROMPT="…"]
 	@tests/parts.sh
@@ -36,6 +36,10 @@ chaos: ## Kill the queen under load, and see what she keeps: make chaos [ARGS="-
 bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"]
 	cargo build --release -p queen-rbee -p rbee-tests --bins
 	$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
+
+bench-store: ## Measure how many jobs the store takes in: make bench-store [ARGS=--quick]
+	cargo build --release -p rbee-tests --bin bench-store
+	$${CARGO_TARGET_DIR:-target}/release/bench-store $(ARGS)
 
 lint: ## Check format and lints
 	cargo fmt --all --check

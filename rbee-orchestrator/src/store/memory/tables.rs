@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::super::steps::{compare, interrupted, take_over};
 use super::super::{JobChange, Recovered, Submission, Submitted};
 use crate::domain::{
-    Attempt, Ending, HiveId, HiveRecord, JobId, JobRecord, ModelRef, Tenant, TenantId, UnixMillis,
-    UsageFilter, UsageRow,
+    Attempt, Ending, HiveId, HiveRecord, JobId, JobRecord, JobState, ModelRef, Tenant, TenantId,
+    UnixMillis, UsageFilter, UsageRow,
 };
 
 /// Sums that are kept: of the oldest days those beyond are dropped.
@@ -147,7 +147,7 @@ impl Tables {
                 self.requests.remove(&job);
             }
             if let Some(row) = used(record) {
-                self.add_usage(row);
+                self.add_usage(&row);
             }
         }
         self.ended.push_back(job);
@@ -169,7 +169,7 @@ impl Tables {
         }
     }
 
-    fn add_usage(&mut self, row: UsageRow) {
+    fn add_usage(&mut self, row: &UsageRow) {
         let key = (row.day, row.tenant.clone(), row.model.clone());
         let sums = self.usage.entry(key).or_insert_with(|| UsageRow {
             jobs: 0,
@@ -238,8 +238,7 @@ impl Tables {
     /// The request of a job that another owner may run.
     fn can_go_on(&self, job: JobId, max_attempts: Attempt) -> Option<Vec<u8>> {
         let record = self.jobs.get(&job)?;
-        let was_its_last =
-            record.state == crate::domain::JobState::Running && record.attempt >= max_attempts;
+        let was_its_last = record.state == JobState::Running && record.attempt >= max_attempts;
         let may = record.asynchronous && !was_its_last;
         self.requests.get(&job).filter(|_| may).cloned()
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::failure::closed;
-use super::queue::{Op, Waiting};
+use super::op::Op;
+use super::queue::Waiting;
 use crate::error::{Error, Result};
 use crate::store::JobChange;
 

@@ -1,7 +1,7 @@
 //! The store on SQLite.
 //!
-//! One thread writes: it takes all that waits, commits it in one transaction
-//! with `synchronous=FULL`, and answers those who wait. Reads go to a pool of connections beside
+//! One thread writes: it takes all that waits, and what comes while it works, commits it in one
+//! transaction with `synchronous=FULL`, and answers those who wait. Reads go to a pool of connections beside
 //! it and first have the queue written, so that they see what was recorded before. While nothing
 //! can be written (a full disk, a lock), recorded changes are kept and tried again, what is awaited
 //! fails with the cause, and reads show what is on the disk.
@@ -11,6 +11,7 @@ mod failure;
 mod handover;
 mod hives;
 mod jobs;
+mod op;
 mod open;
 mod options;
 mod queue;

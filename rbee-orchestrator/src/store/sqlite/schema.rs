@@ -72,7 +72,7 @@ CREATE INDEX jobs_open ON jobs (id) WHERE state < 2;
 /// `requests` is apart from `jobs`, so that lists read past no prompts. `idempotency` finds the job
 /// of a key; what that job asked for is in its row. `usage` is summed up while jobs end, since their
 /// rows are purged.
-const DURABLE_QUEUE: &str = "
+pub(super) const DURABLE_QUEUE: &str = "
 ALTER TABLE jobs ADD COLUMN asynchronous INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobs ADD COLUMN idempotency_key TEXT;
 ALTER TABLE jobs ADD COLUMN request_hash BLOB;

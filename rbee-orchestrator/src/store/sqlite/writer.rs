@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 
 use super::failure::{closed, failed, is_about_the_step};
 use super::handover::{Handover, Tuning};
+use super::op::{Answer, Call, Finish, Op};
 use super::open::Opened;
-use super::queue::{Answer, Call, Finish, Op, Waiting};
+use super::queue::Waiting;
 use super::statements::Statements;
 use crate::domain::{Attempt, Ending, JobId};
 use crate::error::{Code, Error, Result};

@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use super::samples::{cancelled, claimed, ended_job, failed, finished, queued_job, submitted};
+use super::samples::{
+    cancelled, claimed, ended_job, failed, finished, queued_job, requeued, submitted,
+};
 use crate::domain::{JobId, JobRecord, JobState, PlacedOn, Usage};
 use crate::store::{JobChange, Store};
 
@@ -12,12 +14,12 @@ pub(super) async fn find<S: Store>(store: &S, id: JobId) -> JobRecord {
     found.expect("the job is known")
 }
 
-async fn settle<S: Store>(store: &S) {
+pub(super) async fn settle<S: Store>(store: &S) {
     store.flush().await.expect("changes are flushed");
 }
 
 /// Submits a job and has it written, so that nothing can merge into its submission.
-async fn written<S: Store>(store: &S) -> JobRecord {
+pub(super) async fn written<S: Store>(store: &S) -> JobRecord {
     let job = queued_job();
     store.record(submitted(&job));
     settle(store).await;
@@ -35,7 +37,7 @@ pub(super) async fn a_job_reads_back_as_it_was_submitted<S: Store>(store: &S) {
 pub(super) async fn every_optional_field_reads_back<S: Store>(store: &S) {
     let whole = ended_job();
     let mut records = vec![whole.clone()];
-    let blanks: [fn(&mut JobRecord); 8] = [
+    let blanks: [fn(&mut JobRecord); 14] = [
         |job| job.session = None,
         |job| job.placed = None,
         |job| job.started_at = None,
@@ -44,6 +46,12 @@ pub(super) async fn every_optional_field_reads_back<S: Store>(store: &S) {
         |job| job.error_code = None,
         |job| job.error_message = None,
         |job| job.result = None,
+        |job| job.asynchronous = false,
+        |job| job.idempotency_key = None,
+        |job| job.request_hash = None,
+        |job| job.not_before = None,
+        |job| job.stop = None,
+        |job| job.times = Default::default(),
     ];
     for blank in blanks {
         let mut record = JobRecord {
@@ -156,12 +164,36 @@ pub(super) async fn changes_of_an_unknown_job_are_dropped<S: Store>(store: &S) {
 
 /// The same changes, written together and one by one, make the same record.
 pub(super) async fn merging_does_not_show<S: Store>(store: &S) {
-    let lives: [fn(JobId) -> Vec<JobChange>; 5] = [
+    let lives: [fn(JobId) -> Vec<JobChange>; 8] = [
         |id| vec![claimed(id, 1), finished(id, 1, "an answer")],
         |id| vec![claimed(id, 1), claimed(id, 2), failed(id, 2), failed(id, 1)],
         |id| vec![claimed(id, 2), cancelled(id, 0), claimed(id, 1)],
         |id| vec![finished(id, 1, "early"), claimed(id, 1)],
         |id| vec![failed(id, 0), finished(id, 0, "late"), cancelled(id, 0)],
+        |id| {
+            vec![
+                claimed(id, 1),
+                requeued(id, 1),
+                claimed(id, 2),
+                failed(id, 2),
+            ]
+        },
+        |id| {
+            vec![
+                claimed(id, 1),
+                requeued(id, 1),
+                failed(id, 1),
+                claimed(id, 2),
+            ]
+        },
+        |id| {
+            vec![
+                requeued(id, 0),
+                claimed(id, 1),
+                requeued(id, 2),
+                failed(id, 1),
+            ]
+        },
     ];
     for life in lives {
         let (together, apart) = (queued_job(), queued_job());
@@ -250,7 +282,7 @@ pub(super) async fn many_recorders_lose_nothing<S: Store>(store: &S) {
 }
 
 /// Polls all in one task: the store may not be behind an `Arc`, so they can't be spawned.
-async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+pub(super) async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut open: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
     let mut done = Vec::new();
     std::future::poll_fn(|context| {

@@ -1,18 +1,22 @@
 //! Records and changes to try a store with.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::domain::{
     Attempt, Capabilities, Device, Ending, HiveId, HiveMode, HiveModel, HiveProcess, HiveRecord,
     HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, Outcome, PlacedOn, Priority,
-    SessionId, SshTarget, TenantId, Times, UnixMillis, Usage, WorkerId,
+    RequestHash, SessionId, SshTarget, StopReason, TenantId, Times, UnixMillis, Usage, WorkerId,
 };
 use crate::error::{Code, Error};
-use crate::store::JobChange;
+use crate::store::{JobChange, Submission};
 
 const VALID: &str = "the name is well-formed";
+
+/// When the sample's jobs end.
+const ENDED_AT: UnixMillis = UnixMillis(1_700_000_000_020);
 
 /// A job that was just submitted, with a new id.
 #[must_use]
@@ -45,20 +49,56 @@ pub fn queued_job() -> JobRecord {
     }
 }
 
+/// A job that outlives its submitter and was just submitted, with a new id.
+#[must_use]
+pub fn asynchronous_job() -> JobRecord {
+    JobRecord {
+        priority: Priority::Batch,
+        asynchronous: true,
+        ..queued_job()
+    }
+}
+
+/// The submission of a job with its request, under a key for a day if it has one.
+#[must_use]
+pub fn submission(record: JobRecord) -> Submission {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    Submission {
+        key_expires_at: record.submitted_at + DAY,
+        request: Some(request_of(&record)),
+        record,
+    }
+}
+
+/// The request that [`submission`] gives a job.
+pub(super) fn request_of(job: &JobRecord) -> Vec<u8> {
+    let text = format!("{{\"prompt\":\"\0 ä {}\"}}", job.id);
+    text.into_bytes()
+}
+
 /// A job with every field set, with a new id.
 #[must_use]
 pub fn ended_job() -> JobRecord {
     JobRecord {
         kind: JobKind::Embedding,
         priority: Priority::Batch,
-        tenant: TenantId::new("tenant-1").expect(VALID),
+        tenant: tenant("tenant-1"),
         session: Some(SessionId::new("session-1").expect(VALID)),
+        asynchronous: true,
+        idempotency_key: Some("a key 🐝".into()),
+        request_hash: Some(RequestHash(std::array::from_fn(|at| at as u8))),
         owner: Uuid::max(),
         state: JobState::Failed,
         attempt: Attempt::MAX,
         placed: Some(placed()),
         started_at: Some(UnixMillis(1_700_000_000_001)),
+        not_before: Some(UnixMillis(1_700_000_000_003)),
         ended_at: Some(UnixMillis(1_700_000_000_002)),
+        times: Times {
+            inference_ms: 700,
+            slot_ms: 800,
+        },
+        stop: Some(StopReason::MaxTokens),
         usage: Some(Usage {
             tokens_in: 3,
             tokens_out: u64::MAX,
@@ -140,43 +180,48 @@ pub fn claimed(job: JobId, attempt: Attempt) -> JobChange {
 /// The end of a job with a whole answer.
 #[must_use]
 pub fn finished(job: JobId, attempt: Attempt, result: &str) -> JobChange {
+    ended(job, attempt, answer(result))
+}
+
+/// The ending of a job with a whole answer.
+pub(super) fn answer(result: &str) -> Ending {
     let usage = Usage {
         tokens_in: 5,
         tokens_out: 7,
         estimated: false,
     };
-    finish(job, attempt, Outcome::Complete, Some(usage), Some(result))
+    Ending {
+        usage: Some(usage),
+        times: Times {
+            inference_ms: 11,
+            slot_ms: 13,
+        },
+        result: Some(result.to_owned()),
+        stop: Some(StopReason::Eos),
+        ..Ending::new(Outcome::Complete, ENDED_AT)
+    }
 }
 
 /// The end of a job that somebody gave up.
 #[must_use]
 pub fn cancelled(job: JobId, attempt: Attempt) -> JobChange {
     let error = Error::new(Code::Cancelled, "nobody waits any more");
-    finish(job, attempt, Outcome::Cancelled(error), None, None)
+    let outcome = Outcome::Cancelled(error);
+    ended(job, attempt, Ending::new(outcome, ENDED_AT))
 }
 
 /// The end of a job with an error.
 pub(super) fn failed(job: JobId, attempt: Attempt) -> JobChange {
     let error = Error::new(Code::WorkerFailed, "the worker died");
-    finish(job, attempt, Outcome::Failed(error), None, None)
+    let outcome = Outcome::Failed(error);
+    ended(job, attempt, Ending::new(outcome, ENDED_AT))
 }
 
-fn finish(
-    job: JobId,
-    attempt: Attempt,
-    outcome: Outcome,
-    usage: Option<Usage>,
-    result: Option<&str>,
-) -> JobChange {
-    let ending = Box::new(Ending {
-        usage,
-        result: result.map(str::to_owned),
-        ..Ending::new(outcome, UnixMillis(1_700_000_000_020))
-    });
+fn ended(job: JobId, attempt: Attempt, ending: Ending) -> JobChange {
     JobChange::Finished {
         job,
         attempt,
-        ending,
+        ending: Box::new(ending),
     }
 }
 
@@ -201,6 +246,10 @@ pub fn requeued(job: JobId, attempt: Attempt) -> JobChange {
 
 pub(super) fn hive_id(name: &str) -> HiveId {
     HiveId::new(name).expect(VALID)
+}
+
+pub(super) fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).expect(VALID)
 }
 
 pub(super) fn model(name: &str) -> ModelRef {

@@ -1,9 +1,8 @@
-use std::fs;
 use std::time::Instant;
 
 use super::*;
 use crate::domain::{HiveRecord, HiveSpec, JobState};
-use crate::store::testing::{claimed, complete_hive, finished};
+use crate::store::testing::{asynchronous_job, claimed, complete_hive, finished, submission};
 
 /// Long enough that no test waits for it.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -58,14 +57,35 @@ async fn a_store_that_was_killed_keeps_what_was_flushed() {
     store.put_hive(complete_hive("gpu-0")).await.unwrap();
     submit(&store);
 
-    // What a disk has after a SIGKILL: the files as they are while the store lives.
-    let after = tempfile::tempdir().unwrap();
-    for name in ["queen.db", "queen.db-wal"] {
-        fs::copy(folder.path().join(name), after.path().join(name)).unwrap();
-    }
+    let after = killed(&folder);
     let found = open_quick(&after, Tuning::default()).await;
     assert_eq!(all_jobs(&found).await, [kept]);
     assert_eq!(found.hives().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_was_killed_keeps_what_was_acknowledged() {
+    let (folder, store) = new_store(without_hurry()).await;
+    let [waiting, ended] = [(); 2].map(|()| asynchronous_job());
+    for job in [&waiting, &ended] {
+        store.submit(submission(job.clone())).await.unwrap();
+    }
+    store.record(claimed(ended.id, 1));
+    let ending = Ending::new(crate::domain::Outcome::Complete, UnixMillis(1));
+    assert!(store.finish(ended.id, 1, ending).await.unwrap());
+
+    let after = killed(&folder);
+    let found = open_quick(&after, Tuning::default()).await;
+    let recovered = found.recover(Uuid::max(), UnixMillis(2), 5).await.unwrap();
+    let [(job, request)] = &recovered.waiting[..] else {
+        panic!("one job waits: {recovered:?}");
+    };
+    assert_eq!(job.id, waiting.id);
+    assert_eq!(Some(request), submission(waiting).request.as_ref());
+    let ended = found.job(ended.id).await.unwrap().unwrap();
+    assert_eq!(ended.state, JobState::Complete);
+    let usage = found.usage(&UsageFilter::default()).await.unwrap();
+    assert_eq!(usage[0].jobs, 1);
 }
 
 #[test]

@@ -3,7 +3,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::error::Code;
-use crate::store::testing::{complete_hive, finished};
+use crate::store::testing::{asynchronous_job, claimed, complete_hive, finished, submission};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -81,6 +81,32 @@ async fn while_the_database_is_locked_changes_are_kept_and_reads_go_on() {
         1,
         "what was refused stays undone"
     );
+}
+
+#[tokio::test]
+async fn what_was_refused_never_happens_and_can_be_tried_again() {
+    let (_folder, store) = new_store(impatient()).await;
+    let job = asynchronous_job();
+    store.submit(submission(job.clone())).await.unwrap();
+    let ending = || Ending::new(crate::domain::Outcome::Complete, UnixMillis(1));
+
+    let other = lock(&store);
+    store.record(claimed(job.id, 1));
+    let refused = store.finish(job.id, 1, ending()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StoreFailed);
+    let later = asynchronous_job();
+    let refused = store.submit(submission(later.clone())).await.unwrap_err();
+    assert_eq!(refused.code, Code::StoreFailed);
+    drop(other);
+    until_written(&store).await;
+
+    let jobs = all_jobs(&store).await;
+    assert_eq!(jobs.len(), 1, "what was refused is not there");
+    assert_eq!(jobs[0].state, crate::domain::JobState::Running);
+    assert!(store.request(job.id).await.unwrap().is_some());
+    let again = store.submit(submission(later)).await.unwrap();
+    assert_eq!(again, Submitted::New);
+    assert!(store.finish(job.id, 1, ending()).await.unwrap());
 }
 
 #[tokio::test]
@@ -195,4 +221,27 @@ async fn a_change_that_can_never_be_written_does_not_hold_up_the_others() {
     store.record(submitted(&bad));
     let last = submit(&store);
     assert_eq!(all_jobs(&store).await, [last, first]);
+}
+
+#[tokio::test]
+async fn of_a_step_that_can_not_be_written_nothing_is_left() {
+    let (_folder, store) = new_store(impatient()).await;
+    let refuses = "CREATE TEMP TRIGGER refuses BEFORE INSERT ON requests \
+         WHEN new.body = x'62616464' BEGIN SELECT RAISE(ABORT, 'no'); END";
+    let refuses = move |db: &Connection| db.execute_batch(refuses);
+    store.writer.call(refuses).await.unwrap();
+    let first = submit(&store);
+    store.record(finished(first.id, 0, "an answer"));
+    let bad = Submission {
+        request: Some(b"badd".to_vec()),
+        ..submission(asynchronous_job())
+    };
+    let refused = store.submit(bad).await.unwrap_err();
+    assert_eq!(refused.code, Code::StoreFailed);
+    let last = submit(&store);
+    let jobs = all_jobs(&store).await;
+    assert_eq!(jobs.len(), 2);
+    assert_eq!((&jobs[0], jobs[1].id), (&last, first.id));
+    let usage = store.usage(&UsageFilter::default()).await.unwrap();
+    assert_eq!(usage[0].jobs, 1, "what was done again is counted once");
 }

@@ -2,6 +2,7 @@
 
 mod durability;
 mod failing;
+mod migrating;
 mod opening;
 mod same_as_memory;
 
@@ -23,7 +24,7 @@ async fn a_sqlite_store_conforms() {
 }
 
 #[tokio::test]
-async fn open_jobs_are_found_by_their_own_index() {
+async fn what_is_looked_for_is_found_by_an_index() {
     let (_folder, store) = new_store(Tuning::default()).await;
     let queued = Some(crate::domain::JobState::Queued);
     let filter = JobFilter {
@@ -74,6 +75,15 @@ async fn open_quick(folder: &TempDir, tuning: Tuning) -> SqliteStore {
     SqliteStore::open_tuned(path, Synchronous::Full, tuning, busy_timeout)
         .await
         .unwrap()
+}
+
+/// What a disk has after a SIGKILL: the files as they are while the store lives.
+fn killed(folder: &TempDir) -> TempDir {
+    let after = tempfile::tempdir().unwrap();
+    for name in ["queen.db", "queen.db-wal"] {
+        std::fs::copy(folder.path().join(name), after.path().join(name)).unwrap();
+    }
+    after
 }
 
 /// Submits a job, and does not wait for it.
