@@ -144,7 +144,7 @@ fn a_repeated_key_finds_the_first_task_whatever_became_of_it() {
     assert_eq!(reply.expect("an answer").accepted(), first);
 
     let other = queen.try_submit(&keyed(&house.task(5), "once"));
-    assert_error(&other, 409, "CONFLICT", &["once"]);
+    assert_error(&other, 409, "CONFLICT", &["idempotency key"]);
     assert_ne!(queen.submit(&keyed(&house.task(4), "twice")), first);
 
     queen.assert_task_ends(&first, "complete");
