@@ -189,7 +189,8 @@ fn a_clock_that_steps_back_an_hour_delays_nothing_and_loses_nothing() {
         assert!(ms < 60_000, "an hour was charged: {task}");
     }
     // A deadline that counts from the submission is one of the clock that does not step.
-    stub.control("fault=stall_after=1").expect("a known fault");
+    stub.control("fault=none&fault=stall_after=1")
+        .expect("a known fault");
     let mut short = crate::task(4);
     short["timeout_ms"] = json!(1000);
     let stream = queen.stream("/v2/tasks", &short).expect("an answer");

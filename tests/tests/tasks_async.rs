@@ -207,7 +207,7 @@ fn a_task_is_cancelled_before_the_headers_before_the_first_token_and_in_midstrea
             reader.expect("an answer").until_type("token");
         }
         house.cancels(&job_id);
-        house.queen().assert_no_slot_leaked();
+        house.queen().assert_no_slot_leaked_of(&house.model);
     }
 }
 

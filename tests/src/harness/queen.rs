@@ -354,6 +354,22 @@ impl Queen {
         assert!(free.is_some(), "not free: {:#?}", self.workers());
     }
 
+    /// The same for one model, where tests share her.
+    ///
+    /// # Panics
+    /// When a slot is not free.
+    #[track_caller]
+    pub fn assert_no_slot_leaked_of(&self, model_ref: &str) {
+        let mut workers = Vec::new();
+        let free = until(Duration::from_secs(1), || {
+            workers = self.workers();
+            workers.retain(|w| w["model_ref"] == model_ref);
+            let is_free = |w: &Value| w["slots_available"] == w["slots_total"];
+            workers.iter().all(is_free).then_some(())
+        });
+        assert!(free.is_some(), "not free: {workers:#?}");
+    }
+
     /// The state of a task, once it is `wanted`.
     ///
     /// # Panics
