@@ -368,5 +368,5 @@ fn an_only_engine_that_is_overrun_is_told_with_its_own_time() {
     assert!((1..=3).contains(&after), "{after}");
     let took = asked.elapsed();
     assert!(took < 5 * SECOND, "{took:?}");
-    queen.assert_no_slot_leaked();
+    queen.assert_no_slot_leaked_of("file:overrun");
 }
