@@ -177,12 +177,13 @@ fn over_quota_work_is_held_back_where_the_policy_says_so() {
 #[test]
 fn a_tenants_tokens_of_a_day_are_counted_over_restarts() {
     let house = House::new();
-    let config = ["tenants.red.tokens_per_day = 20"];
+    let config = ["tenants.red.tokens_per_day = 200"];
     let queen = house.start(&config);
-    // Eight tokens of the prompt, as the engine counts them, and ten of the answer.
-    assert_eq!(queen.ask("/v2/tasks", &whole(of("red", 10))).status, 200);
+    // Eight tokens of the prompt, as the engine counts them, and a hundred of the answer.
+    let first = queen.ask("/v2/tasks", &whole(of("red", 100)));
+    assert_eq!(first.status, 200, "{}", first.text);
     let refused = |queen: &Queen| {
-        let refused = queen.try_submit(&of("red", 10));
+        let refused = queen.try_submit(&of("red", 100));
         assert_error(&refused, 429, "QUOTA_EXCEEDED", &["red"]);
         assert!(comes_back_in(&refused) <= 24 * 60 * 60);
     };
@@ -199,7 +200,7 @@ fn a_tenants_requests_and_tokens_of_a_minute_are_limited() {
     let house = House::new();
     let queen = house.start(&[
         "tenants.red.requests_per_minute = 3",
-        "tenants.blue.tokens_per_minute = 40",
+        "tenants.blue.tokens_per_minute = 400",
     ]);
     for _ in 0..3 {
         assert_eq!(queen.ask("/v2/tasks", &whole(of("red", 1))).status, 200);
@@ -208,11 +209,12 @@ fn a_tenants_requests_and_tokens_of_a_minute_are_limited() {
     assert_error(&refused, 429, "RATE_LIMITED", &["red"]);
     assert!((1..=60).contains(&comes_back_in(&refused)));
     // What may be needed is taken up front.
-    assert_eq!(queen.ask("/v2/tasks", &whole(of("blue", 25))).status, 200);
-    let refused = queen.ask("/v2/tasks", &of("blue", 25));
+    let first = queen.ask("/v2/tasks", &whole(of("blue", 250)));
+    assert_eq!(first.status, 200, "{}", first.text);
+    let refused = queen.ask("/v2/tasks", &of("blue", 250));
     assert_error(&refused, 429, "RATE_LIMITED", &["blue"]);
     let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "x"}],
-                      "max_tokens": 25});
+                      "max_tokens": 250});
     let refused = queen.header("x-tenant-id", "blue").post(CHAT, &chat);
     let refused = refused.expect("an answer");
     assert_error(&refused, 429, "RATE_LIMITED", &[]);

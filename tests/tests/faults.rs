@@ -88,7 +88,7 @@ impl House {
         for _ in 0..8 {
             self.serves();
             if bad.count("requests") > 0 {
-                return self.queen().assert_no_slot_leaked();
+                return self.queen().assert_no_slot_leaked_of(&self.model);
             }
         }
         panic!("the bad engine was never asked");
@@ -253,7 +253,7 @@ fn an_interactive_request_is_tried_three_times_at_most() {
     assert_error(&reply, 502, "WORKER_FAILED", &["500"]);
     let asked: u64 = engines.iter().map(|e| e.count("requests")).sum();
     assert_eq!(asked, 3);
-    house.queen().assert_no_slot_leaked();
+    house.queen().assert_no_slot_leaked_of(&house.model);
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn an_asynchronous_task_tells_of_the_retry_and_gives_up_after_five_attempts() {
     assert_eq!(task["attempts"], 5, "{task}");
     assert_eq!(task["error"]["code"], "WORKER_FAILED", "{task}");
     assert_eq!(stub.count("requests"), 5);
-    house.queen().assert_no_slot_leaked();
+    house.queen().assert_no_slot_leaked_of(&house.model);
 }
 
 #[test]
@@ -354,9 +354,19 @@ fn an_engine_that_says_when_to_come_back_is_not_asked_before() {
 
 #[test]
 fn an_only_engine_that_is_overrun_is_told_with_its_own_time() {
-    let house = House::new("overrun");
-    let _stub = house.engine("status_503=3");
-    let reply = house.queen().ask(CHAT, &house.chat(false));
+    let home = Home::new();
+    let stub = home.stub(&[]);
+    // However often it is asked again within the time that a request may wait.
+    let launch = home.queen().worker(&stub, "file:overrun", 1);
+    let queen = launch.config("queue.timeout = \"1s\"").start();
+    set(&stub, "status_503=3");
+    let chat = json!({"model": "file:overrun", "messages": [{"role": "user", "content": "x"}]});
+    let asked = Instant::now();
+    let reply = queen.ask(CHAT, &chat);
     assert_eq!(reply.status, 503, "{}", reply.text);
-    assert_eq!(reply.header("retry-after"), "3");
+    let after: u64 = reply.header("retry-after").parse().expect("seconds");
+    assert!((1..=3).contains(&after), "{after}");
+    let took = asked.elapsed();
+    assert!(took < 5 * SECOND, "{took:?}");
+    queen.assert_no_slot_leaked_of("file:overrun");
 }

@@ -189,12 +189,13 @@ fn a_clock_that_steps_back_an_hour_delays_nothing_and_loses_nothing() {
         assert!(ms < 60_000, "an hour was charged: {task}");
     }
     // A deadline that counts from the submission is one of the clock that does not step.
-    stub.control("fault=stall_after=1").expect("a known fault");
+    stub.control("fault=none&fault=stall_after=1")
+        .expect("a known fault");
     let mut short = crate::task(4);
     short["timeout_ms"] = json!(1000);
     let stream = queen.stream("/v2/tasks", &short).expect("an answer");
     set("-7200");
-    assert_task_failed(&stream.rest(), "TIMEOUT", &["1000"]);
+    assert_task_failed(&stream.rest(), "TIMEOUT", &["timeout_ms"]);
     let tasks = queen.tasks("limit=2");
     assert_eq!(tasks.len(), 5, "each is listed once: {tasks:#?}");
 }

@@ -28,13 +28,14 @@ def fails(kind, status, call):
     raise AssertionError(f"{kind.__name__} expected")
 
 
-for model, kind, status, after in [
-    ("file:overrun", openai.RateLimitError, 429, "2"),
-    ("file:away", openai.InternalServerError, 503, "3"),
+for model, kind, status, most in [
+    ("file:overrun", openai.RateLimitError, 429, 2),
+    ("file:away", openai.InternalServerError, 503, 3),
 ]:
     for stream in [False, True]:
         refused = fails(kind, status, lambda: chat(model, stream=stream))
-        assert refused.response.headers["retry-after"] == after, refused.response.headers
+        after = int(refused.response.headers["retry-after"])
+        assert 1 <= after <= most, refused.response.headers
 
 red = {"extra_headers": {"X-Tenant-Id": "red"}}
 assert chat("file:m", **red).usage.completion_tokens == 4

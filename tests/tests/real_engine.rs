@@ -200,6 +200,7 @@ fn openais_own_client_understands_every_refusal() {
     let home = Home::new();
     let mut launch = home
         .queen()
+        .config("queue.timeout = \"1s\"")
         .config("tenants.default.weight = 1")
         .config("tenants.red.requests_per_minute = 1");
     let mut engines = Vec::new();

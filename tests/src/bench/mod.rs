@@ -1,9 +1,11 @@
 //! `make bench`: the same load on the stub engine directly, through nginx and through the queen,
-//! one after the other in turns, and a Markdown table of what came out.
+//! one after the other in turns, and a Markdown table of what came out; and how soon each lets go of
+//! what nobody waits for.
 //!
 //! Every measurement starts its processes anew, so that none inherits another's memory. Client,
 //! proxy and engine share the machine: absolute numbers say little, shares of nginx's say more.
 
+mod leaving;
 mod nginx;
 mod shape;
 mod table;

@@ -1,5 +1,6 @@
-//! The three shapes of load, and one measurement of one of them.
+//! The shapes of load, and one measurement of one of them.
 
+use super::leaving;
 use super::target::{Programs, Stage, Target};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -11,6 +12,7 @@ pub(super) enum Letter {
     A,
     B,
     C,
+    D,
 }
 
 /// One shape of load.
@@ -19,6 +21,17 @@ pub(super) struct Shape {
     pub(super) title: String,
     /// Requests or streams at once
     pub(super) concurrency: usize,
+    work: Work,
+}
+
+enum Work {
+    Load(Load),
+    /// Clients that leave and engines that die, so many of each
+    Leaving(usize),
+}
+
+/// What the load generator is asked for.
+struct Load {
     /// Flags of the stub engine
     engine: &'static [&'static str],
     stream: bool,
@@ -38,23 +51,27 @@ pub(super) fn shapes(quick: bool) -> Vec<Shape> {
         letter: Letter::A,
         title: format!("(a) small JSON, {concurrency} at once"),
         concurrency,
-        engine: &[],
-        stream: false,
-        tokens: 16,
-        ramp_ms: 0,
-        warmup_s,
-        window_s,
+        work: Work::Load(Load {
+            engine: &[],
+            stream: false,
+            tokens: 16,
+            ramp_ms: 0,
+            warmup_s,
+            window_s,
+        }),
     };
     let fast = Shape {
         letter: Letter::B,
         title: "(b) 64 streams at full speed".into(),
         concurrency: 64,
-        engine: &["--flush-each"],
-        stream: true,
-        tokens: 256,
-        ramp_ms: 0,
-        warmup_s,
-        window_s,
+        work: Work::Load(Load {
+            engine: &["--flush-each"],
+            stream: true,
+            tokens: 256,
+            ramp_ms: 0,
+            warmup_s,
+            window_s,
+        }),
     };
     let paced_streams = if quick { 100 } else { 1000 };
     let paced_tokens = if quick { 32 } else { PACED_TOKENS };
@@ -63,20 +80,29 @@ pub(super) fn shapes(quick: bool) -> Vec<Shape> {
         letter: Letter::C,
         title: format!("(c) {paced_streams} streams, {PACED_ITL_MS} ms a token"),
         concurrency: paced_streams,
-        engine: &["--itl-ms", "20"],
-        stream: true,
-        tokens: paced_tokens,
-        // Spread over one stream's life, so that as many begin at any time.
-        ramp_ms: paced_ms,
-        warmup_s: paced_ms as f64 / 1e3 + warmup_s,
-        window_s: if quick { 1.0 } else { 8.0 },
+        work: Work::Load(Load {
+            engine: &["--itl-ms", "20"],
+            stream: true,
+            tokens: paced_tokens,
+            // Spread over one stream's life, so that as many begin at any time.
+            ramp_ms: paced_ms,
+            warmup_s: paced_ms as f64 / 1e3 + warmup_s,
+            window_s: if quick { 1.0 } else { 8.0 },
+        }),
     };
-    vec![small(1), small(64), fast, paced]
+    let times = if quick { 10 } else { 100 };
+    let leaving = Shape {
+        letter: Letter::D,
+        title: format!("(d) who leaves and who dies, {times} times each"),
+        concurrency: 1,
+        work: Work::Leaving(times),
+    };
+    vec![small(1), small(64), fast, paced, leaving]
 }
 
 /// What one measurement found.
 pub(super) struct Found {
-    report: Value,
+    pub(super) report: Value,
     /// What went wrong, each in a sentence
     pub(super) problems: Vec<String>,
 }
@@ -90,15 +116,24 @@ impl Found {
 
 impl Shape {
     pub(super) fn measure(&self, programs: &Programs, target: Target) -> Result<Found> {
+        match &self.work {
+            Work::Load(load) => load.measure(programs, target, self.concurrency),
+            Work::Leaving(times) => leaving::measure(programs, target, *times),
+        }
+    }
+}
+
+impl Load {
+    fn measure(&self, programs: &Programs, target: Target, concurrency: usize) -> Result<Found> {
         let mut stage = Stage::start(programs, target, self.engine)?;
         // What a proxy sets up once, at its first requests, is not its streams' memory.
-        self.load(programs, &stage, &["--requests", "50", "--tokens", "1"])?;
+        self.generate(programs, &stage, &["--requests", "50", "--tokens", "1"])?;
         let text = |n: f64| format!("{n:.3}");
         let mut args = vec![
             "--tokens".to_owned(),
             self.tokens.to_string(),
             "--concurrency".into(),
-            self.concurrency.to_string(),
+            concurrency.to_string(),
             "--duration".into(),
             text(self.window_s),
             "--warmup".into(),
@@ -110,13 +145,13 @@ impl Shape {
             args.extend(["--watch".into(), format!("proxy={pid}")]);
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let report = self.load(programs, &stage, &args)?;
+        let report = self.generate(programs, &stage, &args)?;
         let mut problems = wrong_in(&report);
         problems.extend(stage.casualties());
         Ok(Found { report, problems })
     }
 
-    fn load(&self, programs: &Programs, stage: &Stage, args: &[&str]) -> Result<Value> {
+    fn generate(&self, programs: &Programs, stage: &Stage, args: &[&str]) -> Result<Value> {
         let mut load = Command::new(&programs.load);
         load.args(["--url", &stage.url, "--model", stage.model]);
         if self.stream {

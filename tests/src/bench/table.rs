@@ -106,7 +106,40 @@ fn measures(shape: &Shape) -> Vec<Measure> {
                 Some(f.number("/use/proxy/rss_peak_kb")? / 1024.0)
             }),
         ],
+        Letter::D => latencies(),
     }
+}
+
+/// From a client's leaving to the engine seeing its own connection closed (in the queue: to the
+/// task being told as cancelled), and from an engine's death to the ending of its streams.
+fn latencies() -> Vec<Measure> {
+    let p99 = |name, read| measure(name, 2, read).aim(Aim::Below(20.0));
+    vec![
+        measure("leaves the queue, p50, ms", 2, |f, _| {
+            ms(f, "/queued_us/p50")
+        }),
+        p99("leaves the queue, p99, ms", |f, _| ms(f, "/queued_us/p99")),
+        measure("leaves before the headers, p50, ms", 2, |f, _| {
+            ms(f, "/before_headers_us/p50")
+        }),
+        p99("leaves before the headers, p99, ms", |f, _| {
+            ms(f, "/before_headers_us/p99")
+        }),
+        measure("leaves before the first token, p50, ms", 2, |f, _| {
+            ms(f, "/before_token_us/p50")
+        }),
+        p99("leaves before the first token, p99, ms", |f, _| {
+            ms(f, "/before_token_us/p99")
+        }),
+        measure("leaves in midstream, p50, ms", 2, |f, _| {
+            ms(f, "/midstream_us/p50")
+        }),
+        p99("leaves in midstream, p99, ms", |f, _| {
+            ms(f, "/midstream_us/p99")
+        }),
+        measure("engine dies, p50, ms", 2, |f, _| ms(f, "/death_us/p50")),
+        p99("engine dies, p99, ms", |f, _| ms(f, "/death_us/p99")),
+    ]
 }
 
 fn ms(found: &Found, pointer: &str) -> Option<f64> {

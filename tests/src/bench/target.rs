@@ -36,6 +36,11 @@ pub(super) struct Programs {
     pub(super) nginx: PathBuf,
 }
 
+const MODEL: &str = "file:stub-model";
+
+/// A model whose only worker, the same engine, has one slot.
+pub(super) const ONE_SLOT: &str = "file:one-slot";
+
 /// A target that is up, with the engine behind it.
 pub(super) struct Stage {
     pub(super) url: String,
@@ -65,7 +70,7 @@ impl Stage {
         };
         let mut stage = Stage {
             url,
-            model: "file:stub-model",
+            model: MODEL,
             proxy,
             engine,
             processes: 0,
@@ -73,6 +78,16 @@ impl Stage {
         };
         stage.processes = stage.count_processes();
         Ok(stage)
+    }
+
+    pub(super) fn engine(&mut self) -> &mut StubEngine {
+        &mut self.engine
+    }
+
+    /// Has the queen know [`ONE_SLOT`] too.
+    pub(super) fn add_one_slot(&self) -> Result<()> {
+        let queen = Client::new(&self.url);
+        register(&queen, &self.engine, "one", ONE_SLOT, 1)
     }
 
     pub(super) fn proxy_pid(&self) -> Option<u32> {
@@ -130,7 +145,7 @@ fn start_queen(program: &Path, dir: &Path, engine: &StubEngine) -> Result<(Daemo
         });
         match up {
             Some(true) => {
-                register(&client, engine)?;
+                register(&client, engine, "stub", MODEL, 4096)?;
                 return Ok((queen, url));
             }
             _ if queen.log().to_lowercase().contains("in use") => {}
@@ -140,10 +155,17 @@ fn start_queen(program: &Path, dir: &Path, engine: &StubEngine) -> Result<(Daemo
     bail!("the queen found no free port in three tries")
 }
 
-/// Tells the queen of the engine, and waits until she finds it healthy.
-fn register(client: &Client, engine: &StubEngine) -> Result<()> {
-    let worker = json!({"worker_id": "stub", "url": engine.url(), "model_ref": "file:stub-model",
-                        "slots_total": 4096});
+/// Tells the queen of the engine as a worker with so many slots, and waits until she finds it
+/// healthy.
+fn register(
+    client: &Client,
+    engine: &StubEngine,
+    id: &str,
+    model: &str,
+    slots: usize,
+) -> Result<()> {
+    let worker = json!({"worker_id": id, "url": engine.url(), "model_ref": model,
+                        "slots_total": slots});
     let reply = client.post("/v2/workers/register", &worker)?;
     ensure!(
         reply.status == 200,
@@ -154,7 +176,7 @@ fn register(client: &Client, engine: &StubEngine) -> Result<()> {
     let is_idle = || {
         let list = client.get("/v2/workers/list").ok()?.json();
         let workers = list["workers"].as_array()?;
-        let mut ours = workers.iter().filter(|w| w["worker_id"] == "stub");
+        let mut ours = workers.iter().filter(|w| w["worker_id"] == id);
         ours.any(|w| w["state"] == "idle").then_some(())
     };
     until(Duration::from_secs(15), is_idle).context("the queen never found the stub idle")

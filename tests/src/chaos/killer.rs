@@ -15,19 +15,20 @@ use std::time::{Duration, Instant};
 /// to the step. Only debug builds have it.
 const HOOK: &str = "QUEEN_TEST_KILL_AT";
 
-/// The steps that the hook knows, and up to how many passings make sense under load.
-const STEPS: [(&str, u64); 7] = [
-    (MIGRATING, 1),
-    ("purging", 1),
+/// The step that only a life comes to which finds an older version's database.
+const MIGRATING: &str = "migrating";
+
+/// The step that a life comes to for as long as old jobs are left, right after its start.
+const PURGING: &str = "purging";
+
+/// The steps that a life comes to under load, and up to how many passings make sense.
+const UNDER_LOAD: [(&str, u64); 5] = [
     ("submit-inserted", 12),
     ("dispatched", 12),
     ("mid-stream", 120),
     ("finish-before-commit", 12),
     ("recovering", 1),
 ];
-
-/// Only a life that finds an old database comes to this one.
-const MIGRATING: &str = "migrating";
 
 /// How long a queen may live without coming to the step that is to be her last.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -44,16 +45,22 @@ pub(super) enum Death {
     After(Duration),
 }
 
-/// `kills` deaths: the migration first, then each step in turns with as many at any time as half
-/// of the steps, in an order that the seed decides.
+/// How many of so many deaths are in the middle of a purge.
+pub(super) fn purges(kills: usize) -> usize {
+    1 + kills / 20
+}
+
+/// `kills` deaths: first those that an old database brings, then each step in turns with deaths at
+/// any time, in an order that the seed decides.
 pub(super) fn plan(kills: usize, random: &mut Random) -> Vec<Death> {
     let mut deaths = vec![Death::At(MIGRATING, 1)];
+    deaths.resize(1 + purges(kills), Death::At(PURGING, 1));
     while deaths.len() < kills {
-        let steps = STEPS.iter().filter(|(step, _)| *step != MIGRATING);
+        let steps = UNDER_LOAD.iter();
         let mut turn: Vec<Death> = steps
             .map(|(step, most)| Death::At(step, random.between(1, *most)))
             .collect();
-        for _ in 0..STEPS.len() / 2 {
+        for _ in 0..UNDER_LOAD.len() / 2 {
             let ms = random.between(1, ANY_TIME_MS);
             turn.push(Death::After(Duration::from_millis(ms)));
         }
@@ -84,10 +91,9 @@ impl Kills {
 
     /// The steps that she never died at.
     pub(super) fn untouched(&self) -> Vec<&'static str> {
-        let names = STEPS.iter().map(|(step, _)| *step);
-        names
-            .filter(|step| !self.struck.contains_key(step))
-            .collect()
+        let under_load = UNDER_LOAD.iter().map(|(step, _)| *step);
+        let all = [MIGRATING, PURGING].into_iter().chain(under_load);
+        all.filter(|step| !self.struck.contains_key(step)).collect()
     }
 
     /// Has her live and die as planned, until `deadline`; returns the queen who lives on.
@@ -170,11 +176,13 @@ mod tests {
     #[test]
     fn a_short_plan_has_every_step_and_a_seed_decides_it() {
         for seed in 0..20 {
-            let deaths = plan(10, &mut Random::new(seed));
-            assert_eq!(deaths, plan(10, &mut Random::new(seed)));
-            assert_eq!(deaths.len(), 10);
-            assert_eq!(deaths[0], Death::At(MIGRATING, 1));
-            for (step, _) in STEPS {
+            let deaths = plan(9, &mut Random::new(seed));
+            assert_eq!(deaths, plan(9, &mut Random::new(seed)));
+            assert_eq!(
+                deaths[..2],
+                [Death::At(MIGRATING, 1), Death::At(PURGING, 1)]
+            );
+            for (step, _) in UNDER_LOAD {
                 let has = |death: &&Death| matches!(death, Death::At(name, _) if *name == step);
                 assert_eq!(deaths.iter().filter(has).count(), 1, "{step}, seed {seed}");
             }

@@ -49,8 +49,9 @@ const MODEL: &str = "file:chaos";
 /// Requests that the worker computes at once.
 const SLOTS: usize = 8;
 
-/// Jobs of the old database that are there to be purged.
-const OLD_JOBS: u32 = 3000;
+/// Jobs of the old database for each death in the middle of a purge: more than a purge deletes in
+/// one step, so that some are left for the next life.
+const OLD_JOBS: usize = 1000;
 
 /// How long the last tasks may take to end when nobody kills any more.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -84,7 +85,8 @@ pub fn run(args: &Args) -> Result<Report> {
     let mut random = Random::new(seed);
     let deaths = killer::plan(args.kills, &mut random);
     let home = Home::new();
-    first_database::write(&home.path().join("queen.db"), OLD_JOBS)?;
+    let old_jobs = OLD_JOBS * (1 + killer::purges(args.kills));
+    first_database::write(&home.path().join("queen.db"), old_jobs)?;
     let pace = ["--itl-ms", "4", "--ttft-ms", "4", "--words", "--journal"];
     let stub = home.stub(&pace);
     let port = ports::free()?;

@@ -76,7 +76,7 @@ const COMPLETE: i64 = 2;
 ///
 /// # Errors
 /// When there is a file already, or none can be written.
-pub fn write(path: &Path, ended: u32) -> Result<()> {
+pub fn write(path: &Path, ended: usize) -> Result<()> {
     let mut db = Connection::open(path)?;
     db.execute_batch(TABLES)?;
     let rows = db.transaction()?;
@@ -88,12 +88,12 @@ pub fn write(path: &Path, ended: u32) -> Result<()> {
     Ok(())
 }
 
-fn insert(db: &Connection, number: u32, state: i64) -> Result<()> {
+fn insert(db: &Connection, number: usize, state: i64) -> Result<()> {
     const COLUMNS: &str = "INSERT INTO jobs (id, kind, priority, state, attempt, owner, model, \
          tenant, worker, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
          tokens_estimated, correlation_id, result) \
          VALUES (?, 0, 0, ?, 1, ?, ?, 'default', 'w', 'is idle', ?, ?, ?, 8, 4, 0, 'first', ?)";
-    let at = LONG_AGO_MS + i64::from(number);
+    let at = LONG_AGO_MS + number as i64;
     let ended = state == COMPLETE;
     db.prepare_cached(COLUMNS)?.execute(params![
         id(at),

@@ -354,6 +354,22 @@ impl Queen {
         assert!(free.is_some(), "not free: {:#?}", self.workers());
     }
 
+    /// Checks that nothing runs on a model's workers within a second, where tests share her. A
+    /// worker that is left alone for a while is idle too, although none of its slots is to be had.
+    ///
+    /// # Panics
+    /// When something does.
+    #[track_caller]
+    pub fn assert_no_slot_leaked_of(&self, model_ref: &str) {
+        let mut workers = Vec::new();
+        let free = until(Duration::from_secs(1), || {
+            workers = self.workers();
+            workers.retain(|w| w["model_ref"] == model_ref);
+            workers.iter().all(|w| w["state"] == "idle").then_some(())
+        });
+        assert!(free.is_some(), "not free: {workers:#?}");
+    }
+
     /// The state of a task, once it is `wanted`.
     ///
     /// # Panics

@@ -11,6 +11,8 @@ mod client;
 mod stats;
 mod watch;
 
+pub(crate) use stats::Hist;
+
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use client::Sender;

@@ -7,21 +7,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Nanoseconds in, microseconds out.
-pub(super) struct Hist(Histogram<u64>);
+pub(crate) struct Hist(Histogram<u64>);
 
 impl Hist {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         const TEN_MINUTES_NS: u64 = 600_000_000_000;
         let bounds = Histogram::new_with_bounds(1, TEN_MINUTES_NS, 3);
         Hist(bounds.expect("the bounds are right: 1 < ten minutes, three digits"))
     }
 
-    pub(super) fn add(&mut self, time: Duration) {
+    pub(crate) fn add(&mut self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.0.saturating_record(ns);
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         if self.0.is_empty() {
             return Value::Null;
         }

@@ -152,6 +152,9 @@ impl<'e> Reader<'e> {
         let Some(task) = task else {
             return; // either an interactive one, which may be missing, or told as lost already
         };
+        if self.wish.class == Class::Stream && task.code() == "INTERRUPTED" {
+            return; // what its client saw may not have been on the disk yet
+        }
         findings.hold(Rule::OneEnding, self.attempt <= task.attempts, || {
             let (seen, had) = (self.attempt, task.attempts);
             self.told(format!("saw attempt {seen} of a task that had {had}"))
@@ -171,9 +174,6 @@ impl<'e> Reader<'e> {
     }
 
     fn completed(&self, task: &Task, attempt: u64, findings: &mut Findings) {
-        if self.wish.class == Class::Stream && task.code() == "INTERRUPTED" {
-            return; // its end was not yet on the disk
-        }
         let stands = task.state == "complete" && task.attempts == attempt;
         findings.hold(Rule::OneEnding, stands, || {
             let (state, attempts) = (&task.state, task.attempts);

@@ -1,0 +1,103 @@
+//! What the database keeps, over kills, and for how long.
+
+use rbee_tests::harness::events::assert_task_completed;
+use rbee_tests::harness::{Home, Launch, StubEngine, eventually};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn task(tokens: u64) -> Value {
+    json!({"model": "file:m", "prompt": "x", "max_tokens": tokens})
+}
+
+fn keyed(tokens: u64, key: &str) -> Value {
+    let mut task = task(tokens);
+    task["idempotency_key"] = json!(key);
+    task
+}
+
+/// A queen whose worker is in her configuration, so that each of her lives knows it.
+fn launch<'h>(home: &'h Home, stub: &StubEngine) -> Launch<'h> {
+    home.queen().worker(stub, "file:m", 1)
+}
+
+#[test]
+fn what_was_accepted_survives_a_kill_in_its_order() {
+    let home = Home::new();
+    let stub = home.stub(&["--words", "--journal", "--itl-ms", "20"]);
+    let queen = launch(&home, &stub).start();
+    let submit = |number: u64| {
+        let named = queen.header("x-correlation-id", &format!("job-{number}"));
+        let named = named.header("prefer", "respond-async");
+        let wish = keyed(20, &format!("key-{number}"));
+        named
+            .post("/v2/tasks", &wish)
+            .expect("an answer")
+            .accepted()
+    };
+    let ids: Vec<String> = (0..5).map(submit).collect();
+    let reader = queen.follow(&ids[0], None);
+    reader.expect("an answer").until_type("token");
+    queen.kill();
+
+    let queen = launch(&home, &stub).start();
+    let again = queen.submit(&keyed(20, "key-3"));
+    assert_eq!(again, ids[3]);
+    let ended = ids.iter().map(|id| queen.assert_task_ends(id, "complete"));
+    let attempts: Vec<Value> = ended.map(|task| task["attempts"].clone()).collect();
+    assert_eq!(attempts, [2, 1, 1, 1, 1], "only the first was running");
+    let (noted, _) = stub.journal(0).expect("it keeps one");
+    let arrived = noted.iter().filter(|entry| entry.what == "arrived");
+    let order: Vec<&str> = arrived.map(|e| e.correlation_id.as_str()).collect();
+    assert_eq!(
+        order,
+        ["job-0", "job-0", "job-1", "job-2", "job-3", "job-4"]
+    );
+    let usage = queen.look("/v2/usage").json();
+    let row = &usage["usage"][0];
+    assert_eq!(row["jobs"], 5, "{usage}");
+    assert_eq!(
+        row["tokens_out"], 100,
+        "what a crash cut off is not charged: {usage}"
+    );
+}
+
+#[test]
+fn what_ended_long_enough_ago_is_purged_and_usage_stays() {
+    let home = Home::new();
+    let stub = home.stub(&["--itl-ms", "100"]);
+    let queen = launch(&home, &stub)
+        .config("retention.jobs = \"1s\"")
+        .config("retention.interval = \"200ms\"")
+        .start();
+    let short = queen.submit(&task(1));
+    queen.assert_task_ends(&short, "complete");
+    let running = queen.submit(&task(100));
+    eventually("it is gone", Duration::from_secs(10), || {
+        queen.look(&format!("/v2/tasks/{short}")).status == 404
+    });
+    assert_eq!(queen.task(&running)["state"], "running");
+    let usage = queen.look("/v2/usage").json();
+    assert_eq!(usage["usage"][0]["jobs"], 1, "{usage}");
+    let events = queen.follow(&short, None).expect("an answer");
+    assert_eq!(events.status, 404);
+}
+
+#[test]
+fn prompts_of_interactive_tasks_are_not_stored() {
+    let home = Home::new();
+    let stub = home.stub(&[]);
+    let queen = launch(&home, &stub).start();
+    let mut secret = task(2);
+    secret["prompt"] = json!("a-prompt-that-nobody-keeps");
+    let stream = queen.stream("/v2/tasks", &secret).expect("an answer");
+    assert_task_completed(&stream.rest());
+    secret["stream"] = json!(false);
+    assert_eq!(queen.ask("/v2/tasks", &secret).status, 200);
+    // Listed, they are in the database.
+    assert_eq!(queen.tasks("state=complete").len(), 2);
+    for file in ["queen.db", "queen.db-wal"] {
+        let bytes = std::fs::read(home.path().join(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("that-nobody-keeps"), "{file} has the prompt");
+    }
+}
