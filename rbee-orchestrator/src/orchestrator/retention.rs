@@ -26,10 +26,12 @@ impl Driver {
         let now = UnixMillis::now();
         let ended_before = now.before(self.config.retention.jobs);
         while !self.stop.is_cancelled() {
-            killpoint::pass("purging");
             match self.store.purge(ended_before, now, BATCH).await {
                 Ok(0) => return,
-                Ok(count) => tracing::debug!(count, "purged jobs and keys"),
+                Ok(count) => {
+                    killpoint::pass("purging");
+                    tracing::debug!(count, "purged jobs and keys");
+                }
                 Err(error) => return tracing::warn!(%error, "nothing can be purged now"),
             }
         }
