@@ -371,28 +371,7 @@ fn unknown_routes_and_methods_are_told_apart() {
 fn what_later_parts_bring_says_so() {
     let house = house();
     let queen = &house.queen;
-    let done = queen
-        .ask("/v2/tasks", &task(&json!({"stream": false})))
-        .json();
-    let id = done["job_id"]
-        .as_str()
-        .expect("a task has an id")
-        .to_owned();
     let later = |reply| assert_error(&reply, 501, "NOT_IMPLEMENTED", &[]);
-    let answer = |reply: anyhow::Result<_>| reply.expect("an answer");
-    later(answer(queen.send(
-        "DELETE",
-        &format!("/v2/tasks/{id}"),
-        b"",
-    )));
-    later(queen.ask(&format!("/v2/tasks/{id}/cancel"), &json!({})));
-    later(queen.look(&format!("/v2/tasks/{id}/events")));
-    later(queen.ask("/v2/tasks", &task(&json!({"priority": "batch"}))));
-    let respond_async = queen.header("prefer", "respond-async");
-    later(answer(respond_async.post("/v2/tasks", &task(&json!({})))));
-    later(queen.ask("/v2/tasks", &task(&json!({"idempotency_key": "k"}))));
-    let with_key = queen.header("idempotency-key", "k");
-    later(answer(with_key.post("/v2/tasks", &task(&json!({})))));
     later(queen.ask("/v2/models/download", &json!({"model": "hf:org/repo"})));
     later(queen.look("/v2/logs?node=localhost"));
     let over_ssh = json!({"node_name": "far", "ssh_host": "10.0.0.9", "ssh_user": "u"});

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A queen who loses patience soon.
+/// A queen who loses patience soon, and leaves no engine alone however often it fails.
 fn queen(home: &Home) -> Queen {
     home.queen()
         .config("timeouts.between_tokens = \"1s\"")
+        .config("breaker = { failures = 1000, min_attempts = 1000 }")
         .start()
 }
 
@@ -137,15 +138,6 @@ fn what_an_engine_refuses_its_client_hears_in_the_engines_words() {
 }
 
 #[test]
-fn an_engine_that_is_overrun_says_when_to_come_back() {
-    let faulty = Faulty::new("status_429");
-    let reply = faulty.queen().ask(CHAT, &faulty.chat(true));
-    assert_eq!(reply.status, 429, "{}", reply.text);
-    assert_eq!(reply.header("retry-after"), "7");
-    faulty.is_clean();
-}
-
-#[test]
 fn half_an_event_is_never_passed_on() {
     let faulty = Faulty::new("half_event=2");
     faulty.fails_task("WORKER_FAILED");
@@ -177,14 +169,15 @@ fn a_web_page_in_place_of_an_answer_is_told_as_such() {
 }
 
 #[test]
-fn an_engine_that_closes_without_a_byte_is_tried_at_most_once_more() {
+fn an_only_engine_that_closes_without_a_byte_is_tried_three_times() {
     let faulty = Faulty::new("close_without_a_byte");
     faulty.fails_whole(502, "WORKER_FAILED");
     let reply = faulty.queen().ask(CHAT, &faulty.chat(true));
     assert_error(&reply, 502, "WORKER_FAILED", &[]);
     faulty.fails_task("WORKER_FAILED");
     let requests = faulty.stub.count("requests");
-    assert!((4..=8).contains(&requests), "{requests}");
+    // Four requests; of each attempt's two calls the first may be on a kept connection.
+    assert!((12..=24).contains(&requests), "{requests}");
     faulty.is_clean();
 }
 
