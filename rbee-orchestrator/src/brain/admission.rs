@@ -11,6 +11,7 @@ use super::Brain;
 use super::breaker::Ticket;
 use super::event::{Action, JobRequest};
 use super::job::{Job, NEVER, Phase};
+use super::jobs::out_of_time;
 use super::names::Meaning;
 use super::queue::GroupKey;
 
@@ -123,8 +124,10 @@ impl Brain {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.limited = false;
             job.recovered = true;
-            let most = self.config.retry.attempts_async;
-            job.failures = Job::earlier_failures(job.attempt, most);
+            // Attempts count as failures, but one more is always tried: some of them may only have
+            // met back-pressure.
+            let most = self.config.retry.attempts_async.saturating_sub(1);
+            job.failures = job.attempt.min(most);
         }
         // A clock that was set back meanwhile makes no pause longer than any may be.
         let pause = not_before.map(|at| at.since(now.wall));
@@ -241,6 +244,7 @@ impl Brain {
             charged: false,
             limited: !self.tenants.is_empty(),
             dispatched_at: Mono::default(),
+            run_until: NEVER,
             slot_time: Duration::ZERO,
             inference_time: Duration::ZERO,
             told: None,
@@ -260,6 +264,10 @@ impl Brain {
             return;
         };
         job.phase = Phase::Waiting;
+        if job.end_by <= now.mono {
+            let error = out_of_time(now, job);
+            return self.conclude(now, id, Outcome::Failed(error), out);
+        }
         let mut tentative = None;
         match self.names.resolve(&job.request.model) {
             Ok(Meaning::Certain(model)) => job.key.model = model,
@@ -284,18 +292,19 @@ impl Brain {
         placement: Option<Placement>,
         out: &mut Vec<Action>,
     ) {
-        let Some(key) = self.jobs.get(&id).map(|job| job.key.clone()) else {
+        let Some(job) = self.jobs.get(&id) else {
             return;
         };
         match placement {
             Some(Placement::Route { worker, why })
-                if self.may_take(&key, &worker) && !self.is_wanted(&key, &worker) =>
+                if self.may_take(&job.key, &worker) && !self.is_wanted(&job.key, &worker) =>
             {
                 self.dispatch(now, id, &worker, why, out);
             }
             placement => {
+                let key = job.key.clone();
                 self.enqueue(now, id, tentative);
-                self.tell_place(now, id, out);
+                self.tell_place(id, out);
                 match placement {
                     Some(placement) => self.act_on(now, &key, placement, out),
                     None => self.join(now, &key, id, out),

@@ -1,5 +1,6 @@
 //! What the brain keeps of a job that has not ended, and of what is due.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::domain::{
@@ -84,6 +85,8 @@ pub(super) struct Job {
     /// Whether it took of its tenant's limits of the minute.
     pub(super) limited: bool,
     pub(super) dispatched_at: Mono,
+    /// When its running attempt must have ended.
+    pub(super) run_until: Mono,
     /// Of all attempts that ended.
     pub(super) slot_time: Duration,
     pub(super) inference_time: Duration,
@@ -145,6 +148,17 @@ impl Job {
         }
     }
 
+    /// Puts what is due next of the job in place of what was.
+    pub(super) fn expect(&mut self, all: &mut BTreeSet<(Mono, Due)>, next: (Mono, Due)) {
+        if let Some(old) = self.due.take() {
+            all.remove(&old);
+        }
+        if next.0 < NEVER {
+            self.due = Some(next.clone());
+            all.insert(next);
+        }
+    }
+
     /// Notes how long it has waited.
     pub(super) fn stop_waiting(&mut self, now: Now) {
         let waited = now.mono.since(self.waits_since);
@@ -176,23 +190,9 @@ impl Brain {
     pub(super) fn await_turn(&mut self, now: Now, id: JobId) {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.waits_since = now.mono;
-            let (at, due) = job.gives_up();
-            self.expect(id, at, due);
+            let due = job.gives_up();
+            job.expect(&mut self.due, due);
             self.take_room(id);
-        }
-    }
-
-    /// Puts what is due next of a job in place of what was.
-    pub(super) fn expect(&mut self, id: JobId, at: Mono, due: Due) {
-        let Some(job) = self.jobs.get_mut(&id) else {
-            return;
-        };
-        if let Some(old) = job.due.take() {
-            self.due.remove(&old);
-        }
-        if at < NEVER {
-            job.due = Some((at, due.clone()));
-            self.due.insert((at, due));
         }
     }
 }

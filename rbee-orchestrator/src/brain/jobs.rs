@@ -7,7 +7,7 @@ use crate::error::{Code, Error};
 
 use super::Brain;
 use super::event::{Action, Aftermath, Blame, Report};
-use super::job::{Due, Phase};
+use super::job::{Due, Job, Phase};
 use super::queue::{Group, GroupKey, Waits};
 use super::retry::Sequel;
 
@@ -56,11 +56,12 @@ impl Brain {
             placed,
             at: now.wall,
         });
-        let run_until = match job.request.asynchronous {
+        job.run_until = match job.request.asynchronous {
             true => job.end_by.min(now.mono + job.request.total_timeout),
             false => job.end_by,
         };
-        self.expect(id, run_until, Due::Total(id));
+        let due = (job.run_until, Due::Total(id));
+        job.expect(&mut self.due, due);
     }
 
     pub(super) fn attempt_ended(
@@ -78,31 +79,32 @@ impl Brain {
             let until = now.mono + self.config.timeouts.total;
             return self.take_lease_back(now, worker, lease, report.aftermath, until, out);
         };
-        let until = job.due.as_ref().map_or(now.mono, |(at, _)| *at);
         let held = now.mono.since(job.dispatched_at);
         job.slot_time += held;
         job.inference_time += report.inference;
-        let (model, ticket) = (job.key.model.clone(), job.ticket);
+        let (model, ticket, until) = (job.key.model.clone(), job.ticket, job.run_until);
         if !matches!(report.blame, Blame::Load(_)) {
             self.rates.note(&model, held);
         }
-        if self.has_lease(worker, lease) {
-            self.judge(now, worker, ticket, &report);
-        }
+        self.judge(now, worker, lease, ticket, &report);
         let sequel = self.sequel(now, id, &report);
-        let mut aftermath = report.aftermath;
+        let aftermath = report.aftermath;
         match report.outcome {
             Outcome::Failed(error) if sequel != Sequel::End => {
                 let since = out.len();
                 self.requeue(now, id, worker, error, sequel, out);
-                if sequel == Sequel::AtOnce && !self.has_another(now, id, worker) {
+                if sequel == Sequel::AtOnce
+                    && aftermath != Aftermath::Suspect
+                    && self.has_lease(worker, lease)
+                    && !self.has_another(now, id, worker)
+                {
                     // It is to try again itself, once it has answered a check.
-                    aftermath = aftermath.at_least_suspect();
+                    self.suspect(now, worker, out);
                 }
                 self.take_lease_back(now, worker, lease, aftermath, until, out);
                 // Its worker may be gone, and nobody placed those who wait.
                 self.pump_model(now, &model, out);
-                self.tell_again(now, id, since, out);
+                self.tell_again(id, since, out);
             }
             outcome => {
                 let ending = Ending {
@@ -279,21 +281,26 @@ impl Brain {
         let Some(job) = self.jobs.get(&id) else {
             return;
         };
-        let message = match job.request.deadline {
-            Some(deadline) if deadline <= now.wall => {
-                format!("the request did not end before its deadline, {deadline}")
-            }
-            _ => format!(
-                "the request did not end within its time of {}; allow more with timeout_ms",
-                humantime(job.request.total_timeout)
-            ),
-        };
-        let error = Error::new(Code::Timeout, message);
+        let error = out_of_time(now, job);
         match job.runs() {
             true => self.end(now, id, Outcome::Failed(error), out),
             false => self.end_in_vain(now, id, error, out),
         }
     }
+}
+
+/// Why a job ends that has had all its time.
+pub(super) fn out_of_time(now: Now, job: &Job) -> Error {
+    let message = match job.request.deadline {
+        Some(deadline) if deadline <= now.wall => {
+            format!("the request did not end before its deadline, {deadline}")
+        }
+        _ => format!(
+            "the request did not end within its time of {}; allow more with timeout_ms",
+            humantime(job.request.total_timeout)
+        ),
+    };
+    Error::new(Code::Timeout, message)
 }
 
 /// A duration as people write it.

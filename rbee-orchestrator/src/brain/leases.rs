@@ -3,18 +3,8 @@
 use crate::domain::{Attempt, JobId, Mono, Now, WorkerId};
 
 use super::Brain;
-use super::event::{Action, Aftermath};
+use super::event::Action;
 use super::job::Due;
-
-impl Aftermath {
-    /// The same, but that the worker is checked before it gets more.
-    pub(super) fn at_least_suspect(self) -> Self {
-        match self {
-            Aftermath::Clean => Aftermath::Suspect,
-            left => left,
-        }
-    }
-}
 
 impl Brain {
     pub(super) fn has_lease(&self, id: &WorkerId, lease: (JobId, Attempt)) -> bool {

@@ -192,6 +192,8 @@ impl Brain {
         }
         self.expire(now, out);
         self.adopt_early_callers(now, out);
+        // What that ended may have made something due at once.
+        self.expire(now, out);
         debug_assert!(self.is_consistent());
     }
 
@@ -301,7 +303,7 @@ impl Brain {
                 Due::Promote(job) => self.promote(now, job),
                 Due::Held(tenant) => self.release_held(now, &tenant, out),
                 Due::Midnight => self.at_midnight(now, out),
-                Due::Places(model) => self.tell_places(now, &model, out),
+                Due::Places(model) => self.tell_places(&model, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
                 Due::Reopen(worker) => self.reopen(now, &worker, out),

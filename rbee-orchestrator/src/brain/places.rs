@@ -43,7 +43,7 @@ impl Brain {
     /// The place of a job that waits for a worker, or among those of its tenant that are held back;
     /// `None` for one that does not wait.
     #[must_use]
-    pub fn queue_place(&self, now: Now, job: JobId) -> Option<QueuePlace> {
+    pub fn queue_place(&self, job: JobId) -> Option<QueuePlace> {
         let waiting = self.jobs.get(&job)?;
         match waiting.phase {
             Phase::Waiting => {}
@@ -55,11 +55,11 @@ impl Brain {
         let at = order.iter().position(|(ahead, _)| *ahead == job);
         // Further behind, the last place of its class must do.
         let position = at.unwrap_or_else(|| line.last_place(waiting.class));
-        Some(self.place_at(now, &waiting.key, position))
+        Some(self.place_at(&waiting.key, position))
     }
 
-    fn place_at(&self, now: Now, key: &GroupKey, position: usize) -> QueuePlace {
-        let slots = self.slots(now, key);
+    fn place_at(&self, key: &GroupKey, position: usize) -> QueuePlace {
+        let slots = self.slots(key);
         QueuePlace {
             position,
             wait: self.rates.until(&key.model, position + 1, slots),
@@ -67,15 +67,15 @@ impl Brain {
     }
 
     /// Slots of the workers that serve a group now.
-    fn slots(&self, now: Now, key: &GroupKey) -> u32 {
-        let view = self.view(now);
+    fn slots(&self, key: &GroupKey) -> u32 {
         let request = key.request();
-        let serving = view.candidates(&request).filter(|worker| worker.ready);
+        let workers = self.workers.with_model(&key.model);
+        let serving = workers.filter(|w| w.ready && !w.draining && request.is_served_by(w));
         serving.map(|worker| worker.spec.slots_total).sum()
     }
 
     /// Tells a job that came to the queue its place there.
-    pub(super) fn tell_place(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
+    pub(super) fn tell_place(&mut self, id: JobId, out: &mut Vec<Action>) {
         let Some(job) = self.jobs.get(&id) else {
             return;
         };
@@ -85,8 +85,8 @@ impl Brain {
         let plain = line.is_plain(job.class) && !job.returned;
         let place = match plain || line.len() > TOLD_AT_MOST {
             // It came last, or is so far behind that more than that is not worth working out.
-            true => Some(self.place_at(now, &job.key, line.last_place(job.class))),
-            false => self.queue_place(now, id),
+            true => Some(self.place_at(&job.key, line.last_place(job.class))),
+            false => self.queue_place(id),
         };
         if let Some(place) = place {
             self.tell(id, place, out);
@@ -123,7 +123,7 @@ impl Brain {
     }
 
     /// Tells those whose place in a line has changed.
-    pub(super) fn tell_places(&mut self, now: Now, model: &ModelRef, out: &mut Vec<Action>) {
+    pub(super) fn tell_places(&mut self, model: &ModelRef, out: &mut Vec<Action>) {
         self.telling.remove(model);
         let Some(line) = self.queue.line(model) else {
             return;
@@ -134,7 +134,7 @@ impl Brain {
             let Some(key) = line.group_by_id(group).map(|group| &group.key) else {
                 continue;
             };
-            let slots = *slots.entry(group).or_insert_with(|| self.slots(now, key));
+            let slots = *slots.entry(group).or_insert_with(|| self.slots(key));
             let wait = self.rates.until(model, position + 1, slots);
             places.push((job, QueuePlace { position, wait }));
         }
@@ -145,9 +145,9 @@ impl Brain {
 
     /// When somebody who finds no room in the queue may find some: when those are served who wait
     /// for his model now.
-    pub(super) fn time_to_room(&self, now: Now, key: &GroupKey) -> Duration {
+    pub(super) fn time_to_room(&self, key: &GroupKey) -> Duration {
         let ahead = self.queue.line(&key.model).map_or(0, |line| line.len());
-        let slots = self.slots(now, key);
+        let slots = self.slots(key);
         let wait = self.rates.until(&key.model, ahead.max(1), slots);
         within_reason(wait)
     }

@@ -141,6 +141,9 @@ impl Brain {
 
     /// Counts a job that came in for its tenant.
     pub(super) fn charge(&mut self, id: JobId) {
+        if self.tenants.is_empty() {
+            return;
+        }
         if let Some(job) = self.jobs.get_mut(&id).filter(|job| !job.charged)
             && let Some(book) = self.tenants.get_mut(&job.request.tenant)
         {
@@ -183,7 +186,7 @@ impl Brain {
         book.hold(job.request.priority, id);
         self.counters.quota_held += 1;
         self.await_turn(now, id);
-        if let Some(place) = self.queue_place(now, id) {
+        if let Some(place) = self.queue_place(id) {
             self.tell(id, place, out);
         }
         let narration = Narration {

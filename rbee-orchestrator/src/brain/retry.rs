@@ -7,9 +7,13 @@ use crate::error::{Code, Error};
 
 use super::Brain;
 use super::event::{Action, Blame, Report};
-use super::job::{Due, Job, Past, Phase};
+use super::job::{Due, Past, Phase};
 use super::places::within_reason;
 use super::window::Window;
+
+/// The least pause where nothing was dispatched, so that a brain that has no place for a job does
+/// not turn in circles.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Retries against requests in the window: a share of these, so that a fleet that fails is not
 /// also flooded.
@@ -58,12 +62,12 @@ impl Brain {
 
     /// What follows the current attempt of a job.
     pub(super) fn sequel(&mut self, now: Now, id: JobId, report: &Report) -> Sequel {
-        let Some(job) = self.jobs.get(&id) else {
+        let failed = matches!(report.outcome, Outcome::Failed(_));
+        let Some(job) = self.jobs.get(&id).filter(|_| failed) else {
             return Sequel::End;
         };
-        let failed = matches!(report.outcome, Outcome::Failed(_));
         let asynchronous = job.request.asynchronous;
-        if !failed || job.phase == Phase::Aborting || job.end_by <= now.mono {
+        if job.phase == Phase::Aborting || job.end_by <= now.mono {
             return Sequel::End;
         }
         // What an asynchronous job's reader has got is void; a client who waits can't unread it.
@@ -150,11 +154,11 @@ impl Brain {
         };
         job.phase = Phase::Backoff;
         let over = now.mono + delay;
-        let (at, due) = match over < job.end_by {
+        let due = match over < job.end_by {
             true => (over, Due::Backoff(id)),
             false => (job.end_by, Due::Total(id)),
         };
-        self.expect(id, at, due);
+        job.expect(&mut self.due, due);
         self.take_room(id);
     }
 
@@ -179,6 +183,10 @@ impl Brain {
         let Some(job) = self.jobs.get(&id) else {
             return;
         };
+        if job.request.asynchronous && self.draining {
+            // It is left to the next life.
+            return;
+        }
         // Hives may not have said yet what an earlier life knew.
         let may_pass = job.recovered || matches!(error.code.status(), 502 | 503);
         let failures = job.failures + 1;
@@ -211,17 +219,5 @@ impl Brain {
             None => error,
         };
         self.end(now, id, Outcome::Failed(error), out);
-    }
-}
-
-/// The least pause where nothing was dispatched, so that a brain that has no place for a job does
-/// not turn in circles.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
-
-impl Job {
-    /// Attempts that an earlier life made count as failures, but one more is always tried: some of
-    /// them may only have met back-pressure.
-    pub(super) fn earlier_failures(attempts: u32, most: u32) -> u32 {
-        attempts.min(most.saturating_sub(1))
     }
 }

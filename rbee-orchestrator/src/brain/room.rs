@@ -59,7 +59,7 @@ impl Brain {
             true => self.oldest_batch(too_many),
             false => None,
         };
-        let after = self.time_to_room(now, key);
+        let after = self.time_to_room(key);
         let victims = victims.ok_or_else(|| {
             Error::new(
                 Code::SystemAtCapacity,

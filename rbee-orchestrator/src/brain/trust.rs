@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{Now, Outcome, Prospect, Worker, WorkerId};
+use crate::domain::{Attempt, JobId, Now, Outcome, Prospect, Worker, WorkerId};
 
 use super::Brain;
 use super::breaker::{Ticket, Verdict};
@@ -22,9 +22,17 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Brain {
-    /// Takes in what an attempt says about its worker.
-    pub(super) fn judge(&mut self, now: Now, id: &WorkerId, ticket: Ticket, report: &Report) {
-        let Some(notes) = self.worker_notes.get_mut(id) else {
+    /// Takes in what an attempt says about its worker, if it holds a lease there.
+    pub(super) fn judge(
+        &mut self,
+        now: Now,
+        id: &WorkerId,
+        lease: (JobId, Attempt),
+        ticket: Ticket,
+        report: &Report,
+    ) {
+        let notes = self.worker_notes.get_mut(id);
+        let Some(notes) = notes.filter(|notes| notes.leases.contains(&lease)) else {
             return;
         };
         let verdict = match (&report.outcome, report.blame) {
@@ -32,6 +40,7 @@ impl Brain {
             (Outcome::Failed(_), Blame::Worker) => Verdict::Failure,
             _ => Verdict::Neutral,
         };
+        let was_trusted = notes.allowance(&self.config.breaker).is_none();
         let opened = notes
             .breaker
             .end(now.mono, &self.config.breaker, ticket, verdict);
@@ -43,6 +52,8 @@ impl Brain {
         }
         if let (Outcome::Failed(_), Blame::Load(wait)) = (&report.outcome, report.blame) {
             self.pause(now, id, wait);
+        } else if was_trusted && opened.is_none() {
+            return;
         }
         self.set_allowance(id);
     }

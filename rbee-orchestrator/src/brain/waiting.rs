@@ -92,7 +92,7 @@ impl Brain {
 
     /// A job came back, and the line was pumped: if it waits still, it is told where and for what,
     /// unless what was done `since` told it already.
-    pub(super) fn tell_again(&mut self, now: Now, id: JobId, since: usize, out: &mut Vec<Action>) {
+    pub(super) fn tell_again(&mut self, id: JobId, since: usize, out: &mut Vec<Action>) {
         let Some(job) = self.jobs.get(&id).filter(|job| job.phase == Phase::Waiting) else {
             return;
         };
@@ -101,7 +101,7 @@ impl Brain {
         if let Some(narration) = narration.filter(|_| !out[since..].iter().any(told)) {
             out.push(Action::Narrate { job: id, narration });
         }
-        self.tell_place(now, id, out);
+        self.tell_place(id, out);
     }
 
     pub(super) fn start_hive(

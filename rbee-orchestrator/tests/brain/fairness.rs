@@ -1,9 +1,10 @@
 //! Shares of tenants and sessions over a long run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
+use rbee_orchestrator::brain::JobRequest;
 use rbee_orchestrator::config::{Capacity, Config};
-use rbee_orchestrator::domain::{JobId, SessionId, TenantId, TenantLimits};
+use rbee_orchestrator::domain::{JobId, Priority, SessionId, TenantId, TenantLimits};
 
 use crate::dice::Dice;
 use crate::parts::{SMOL, secs};
@@ -12,9 +13,7 @@ use crate::world::World;
 const JOBS: usize = 4000;
 
 /// Two tenants with weights 1 and 3 and as much work as the test lasts.
-fn saturated(
-    change: impl Fn(usize, &mut rbee_orchestrator::brain::JobRequest),
-) -> Vec<(usize, u64)> {
+fn saturated(change: impl Fn(usize, &mut JobRequest)) -> Vec<(usize, u64)> {
     let (mut world, _) = World::configured(1, |config: &mut Config| {
         config.queue.capacity_interactive = Capacity::UNBOUNDED;
         for (name, weight) in [("light", 1), ("heavy", 3)] {
@@ -107,6 +106,48 @@ fn each_session_of_a_tenant_gets_as_many_turns() {
 }
 
 #[test]
+fn a_batch_job_starves_no_longer_than_until_its_promotion_and_its_turn() {
+    let (mut world, _) = World::with_smol(1);
+    let long = |r: &mut JobRequest| (r.queue_timeout, r.total_timeout) = (secs(9000), secs(9000));
+    let session = |at: usize| SessionId::new(format!("s-{at}")).unwrap();
+    let mut line: VecDeque<JobId> = (0..20)
+        .map(|at| {
+            world.submit_with(SMOL, |request| {
+                long(request);
+                request.session = Some(session(at % 4));
+            })
+        })
+        .collect();
+    let batch = world.submit_with(SMOL, |request| {
+        long(request);
+        request.priority = Priority::Batch;
+    });
+    // One ends each second and another comes: the line never gets shorter.
+    for second in 0..300 {
+        world.pass(secs(1));
+        assert_eq!(world.runs_on(batch), None);
+        let running = line.iter().position(|job| world.runs_on(*job).is_some());
+        let running = line.remove(running.expect("somebody runs")).unwrap();
+        if second < 299 {
+            world.end(running);
+        } else {
+            line.push_front(running);
+        }
+        line.push_back(world.submit_with(SMOL, |request| {
+            long(request);
+            request.session = Some(session(second % 4));
+        }));
+    }
+    // Promoted by now; each of the four sessions may have a turn before it.
+    let turns = (0..6).position(|_| {
+        let running = line.iter().position(|job| world.runs_on(*job).is_some());
+        world.end(line.remove(running.expect("somebody runs")).unwrap());
+        world.runs_on(batch).is_some()
+    });
+    assert!(turns.is_some_and(|turns| turns <= 4), "{turns:?}");
+}
+
+#[test]
 fn a_tenant_that_comes_late_does_not_wait_for_all_that_was_there_before() {
     let (mut world, _) = World::configured(1, |config| {
         for name in ["early", "late"] {
@@ -115,7 +156,7 @@ fn a_tenant_that_comes_late_does_not_wait_for_all_that_was_there_before() {
         }
     });
     let of = |name: &'static str| {
-        move |request: &mut rbee_orchestrator::brain::JobRequest| {
+        move |request: &mut JobRequest| {
             request.tenant = TenantId::new(name).unwrap();
         }
     };

@@ -33,7 +33,7 @@ fn the_sessions_of_a_tenant_take_turns_and_within_one_the_first_comes_first() {
     let none = world.submit(SMOL);
     let order = [many[0], few[0], none, many[1], few[1], many[2], many[3]];
     for (place, job) in order.iter().enumerate() {
-        let told = world.brain.queue_place(world.now, *job).unwrap();
+        let told = world.brain.queue_place(*job).unwrap();
         assert_eq!(told.position, place);
     }
     assert_eq!(world.run_all(running), order);

@@ -2,15 +2,16 @@
 //! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed.
 
 mod invariants;
+mod jobs;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use rbee_orchestrator::brain::{Aftermath, Event, Report, SeenState, SpawnOrder};
-use rbee_orchestrator::config::{Capacity, Config};
+use rbee_orchestrator::brain::{Event, JobRequest, SeenState, SpawnOrder};
+use rbee_orchestrator::config::{Capacity, Config, QuotaPolicy, WhenFull};
 use rbee_orchestrator::domain::{
-    Attempt, Constraints, JobId, Outcome, Priority, UnixMillis, WorkerId, WorkerProtocol,
+    Attempt, JobId, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
 };
 use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
@@ -31,8 +32,12 @@ struct Run {
     world: World,
     steps: Vec<String>,
     actions: Vec<String>,
-    submitted: Vec<JobId>,
+    /// Requests of the jobs that came in and were not withdrawn.
+    submitted: BTreeMap<JobId, JobRequest>,
+    /// Let in, and neither confirmed nor withdrawn.
+    admitted: Vec<JobId>,
     finished: HashSet<JobId>,
+    attempts: HashMap<JobId, Attempt>,
     leases: Vec<Lease>,
     returned: Vec<Lease>,
     /// Ids that were ever seen, to be named again at the wrong time.
@@ -40,25 +45,60 @@ struct Run {
     spawning: Vec<WorkerId>,
 }
 
+fn config(seed: u64) -> Config {
+    let mut config = Config::default();
+    config.queue.capacity_interactive = Capacity::of(12);
+    config.queue.capacity_batch = Capacity::of(6);
+    config.queue.max_bytes = 4000;
+    config.queue.promote_after = secs(20);
+    config.hives.worker_slots = Some(2);
+    if seed.is_multiple_of(2) {
+        config.queue.when_full = WhenFull::DropOldestBatch;
+    }
+    if seed % 4 < 2 {
+        config.quota_policy = QuotaPolicy::Queue;
+    }
+    if seed % 5 < 3 {
+        let limits = TenantLimits {
+            max_concurrent: Some(4),
+            tokens_per_day: Some(5000),
+            requests_per_minute: Some(30),
+            tokens_per_minute: Some(3000),
+            ..TenantLimits::default()
+        };
+        config.tenants.insert("default".into(), limits);
+        let limits = TenantLimits {
+            weight: 3,
+            models: Some(vec!["smol".into(), "nonsense".into()]),
+            ..TenantLimits::default()
+        };
+        config.tenants.insert("heavy".into(), limits);
+    }
+    config
+}
+
+fn world(seed: u64) -> World {
+    let scheduler: Box<dyn Scheduler> = match seed % 3 {
+        0 => Box::new(LeastLoaded),
+        1 => Box::new(RoundRobin::default()),
+        _ => Box::new(Nonsense(Dice(seed))),
+    };
+    let mut world = World::with(config(seed), scheduler, Vec::new());
+    world.register(spec("a"));
+    world
+}
+
 impl Run {
     fn new(seed: u64) -> Self {
-        let mut config = Config::default();
-        config.queue.capacity_interactive = Capacity::of(12);
-        config.hives.worker_slots = Some(2);
-        let scheduler: Box<dyn Scheduler> = match seed % 3 {
-            0 => Box::new(LeastLoaded),
-            1 => Box::new(RoundRobin::default()),
-            _ => Box::new(Nonsense(Dice(seed))),
-        };
-        let mut world = World::with(config, scheduler, Vec::new());
-        world.register(spec("a"));
         Run {
             dice: Dice(seed),
-            world,
+            world: world(seed),
             steps: Vec::new(),
             actions: Vec::new(),
-            submitted: Vec::new(),
+            submitted: BTreeMap::new(),
+            admitted: Vec::new(),
             finished: HashSet::new(),
+            attempts: HashMap::new(),
             leases: Vec::new(),
             returned: Vec::new(),
             workers: vec![worker("x-0"), worker("x-1"), worker("x-2")],
@@ -75,90 +115,27 @@ impl Run {
         self.steps.push(what);
     }
 
-    fn step(&mut self) {
-        match self.dice.below(24) {
+    fn step(&mut self, seed: u64) {
+        match self.dice.below(26) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
             10 => self.cancel(),
-            11..=12 => self.answer_spawn(),
+            11..=12 => {
+                self.answer_spawn();
+                // A call that was held for it may change a worker that just took work.
+                return self.check(false);
+            }
             13..=14 => return self.hive_lists(),
             15 => self.hive_start_or_miss(),
             16..=17 => self.worker_event(),
             18..=19 => self.worker_calls(),
             20 => self.administrate(),
             21..=22 => self.pass(),
+            23..=24 => self.confirm_or_withdraw(),
+            _ if self.dice.one_in(12) => self.restart(seed),
             _ => self.turn_the_wall_clock(),
         }
         self.check(true);
-    }
-
-    fn constraints(&mut self) -> Constraints {
-        let dice = &mut self.dice;
-        Constraints {
-            hive: dice.one_in(6).then(|| hive(HIVES[dice.below(3)])),
-            backend: dice.one_in(8).then(|| "cpu".into()),
-            device: dice.one_in(8).then(|| dice.below(2) as u32),
-        }
-    }
-
-    fn submit(&mut self) {
-        let constraints = self.constraints();
-        let name = MODELS[self.dice.below(MODELS.len())];
-        let wall = self.world.now.wall;
-        let dice = &mut self.dice;
-        let mut request = self.world.request(name);
-        request.constraints = constraints;
-        request.openai_only = dice.one_in(4);
-        request.priority = match dice.one_in(3) {
-            true => Priority::Batch,
-            false => Priority::Interactive,
-        };
-        request.queue_timeout = secs(dice.below(60) as u64);
-        request.total_timeout = secs(dice.below(120) as u64);
-        request.deadline = dice.one_in(8).then(|| wall + secs(dice.below(60) as u64));
-        self.submitted.push(request.id);
-        self.tell(Event::Submit(Box::new(request)));
-    }
-
-    fn cancel(&mut self) {
-        let unknown = JobId(uuid::Uuid::max());
-        let job = self.dice.pick(&self.submitted).unwrap_or(unknown);
-        let error = Error::new(Code::Cancelled, "gone");
-        self.tell(Event::Cancel { job, error });
-    }
-
-    /// A lease comes back, or, now and then, one comes back again.
-    fn return_lease(&mut self) {
-        let again = self.dice.one_in(10);
-        let lease = match again {
-            true => self.dice.pick(&self.returned),
-            false if self.leases.is_empty() => None,
-            false => {
-                let at = self.dice.below(self.leases.len());
-                let lease = self.leases.swap_remove(at);
-                self.returned.push(lease.clone());
-                Some(lease)
-            }
-        };
-        let Some((job, attempt, worker)) = lease else {
-            return;
-        };
-        let mut report = Report::of(match self.dice.below(3) {
-            0 => Outcome::Failed(failed("broken off")),
-            1 => Outcome::Cancelled(Error::new(Code::Cancelled, "gone")),
-            _ => Outcome::Complete,
-        });
-        report.aftermath = match (self.dice.one_in(4), self.dice.one_in(8)) {
-            (true, _) => Aftermath::Suspect,
-            (_, true) => Aftermath::Computing,
-            _ => Aftermath::Clean,
-        };
-        self.tell(Event::AttemptEnded {
-            job,
-            attempt,
-            worker,
-            report: Box::new(report),
-        });
     }
 
     fn any_worker(&mut self) -> WorkerId {
@@ -298,6 +275,7 @@ impl Run {
                 let _ = world.brain.order_worker(now, id, &order, out);
             }
             6 if self.dice.one_in(10) => world.brain.drain(now, out),
+            7 => self.set_tenants(),
             _ => drop(world.brain.shutdown_worker(now, &id, force, out)),
         }
     }
@@ -305,7 +283,19 @@ impl Run {
     fn pass(&mut self) {
         let time = Duration::from_millis(self.dice.below(20_000) as u64);
         self.say(format!("{time:?} pass"));
-        self.world.pass(time);
+        self.pass_time(time);
+    }
+
+    /// Lets time pass, and looks at what is done whenever something is due.
+    fn pass_time(&mut self, time: Duration) {
+        let end = self.world.now.mono + time;
+        let due = |world: &World| world.brain.next_due().filter(|due| *due <= end);
+        while let Some(due) = due(&self.world) {
+            self.world.pass(due.since(self.world.now.mono));
+            // Of what falls due together, one thing may give a worker work and another end it.
+            self.check(false);
+        }
+        self.world.pass(end.since(self.world.now.mono));
     }
 
     fn turn_the_wall_clock(&mut self) {
@@ -321,7 +311,7 @@ fn run(seed: u64) -> Vec<String> {
     let mut run = Run::new(seed);
     let result = catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..STEPS {
-            run.step();
+            run.step(seed);
         }
         run.wind_down();
     }));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rbee_orchestrator::brain::{Action, Aftermath, Blame, Event, JobRequest, Report};
-use rbee_orchestrator::domain::{JobId, Mono, Outcome, UnixMillis, Usage, WorkerId};
+use rbee_orchestrator::domain::{JobId, Outcome, UnixMillis, Usage, WorkerId};
 use rbee_orchestrator::error::{Code, Error};
 
 use crate::parts::{SMOL, device, failed, secs, seen, worker};
@@ -11,7 +11,7 @@ use crate::two_steps::asynchronous;
 use crate::world::World;
 
 /// Two workers with smol, of so many slots each.
-fn two_workers(slots: u32) -> (World, [WorkerId; 2]) {
+pub(crate) fn two_workers(slots: u32) -> (World, [WorkerId; 2]) {
     let mut world = World::with_hive();
     world.hive("b", &[device(0, "cpu", 8)]);
     let ids = [
@@ -21,12 +21,8 @@ fn two_workers(slots: u32) -> (World, [WorkerId; 2]) {
     (world, ids)
 }
 
-fn other(ids: &[WorkerId; 2], id: &WorkerId) -> WorkerId {
+pub(crate) fn other(ids: &[WorkerId; 2], id: &WorkerId) -> WorkerId {
     ids.iter().find(|other| *other != id).unwrap().clone()
-}
-
-fn busy(wait: Option<Duration>) -> Blame {
-    Blame::Load(wait)
 }
 
 /// Every place where the job ran, with the requeues between.
@@ -295,85 +291,12 @@ fn an_asynchronous_job_waits_for_the_budget() {
     world.pass(secs(30));
     assert_eq!(world.attempts(job), [1]);
     assert!(world.brain.counters().retries_refused > 0);
-    world
-        .actions
-        .retain(|action| !matches!(action, Action::Dispatch { job: other, .. } if *other != job));
     for _ in 0..10 {
         let easy = world.submit(SMOL);
         world.end(easy);
     }
     world.pass(secs(2));
     assert_eq!(world.attempts(job), [1, 2]);
-}
-
-#[test]
-fn back_pressure_is_nobodys_fault_and_the_worker_gets_its_pause() {
-    let (mut world, id) = World::with_smol(4);
-    let job = world.submit(SMOL);
-    for attempt in 1..10 {
-        world.fail(job, busy(None));
-        assert_eq!(world.attempts(job).len(), attempt);
-        let late = world.submit(SMOL);
-        assert_eq!(world.runs_on(late), None, "nobody gets it now");
-        assert_eq!(world.told(late), ["pause_worker"]);
-        world.cancel(late);
-        world.pass(secs(1));
-        assert_eq!(world.attempts(job).len(), attempt + 1);
-    }
-    world.end(job);
-    assert!(matches!(world.outcome(job), Some(Outcome::Complete)));
-    assert!(world.has_worker(&id) && world.checks().is_empty());
-    let counters = world.brain.counters();
-    assert_eq!((counters.back_pressure, counters.retries), (9, 0));
-    assert_eq!(counters.breaker_opened, 0);
-}
-
-#[test]
-fn a_worker_with_too_much_to_do_is_passed_over_for_as_long_as_it_says() {
-    let (mut world, ids) = two_workers(4);
-    let job = world.submit(SMOL);
-    let first = world.runs_on(job).unwrap();
-    world.fail(job, busy(Some(secs(7))));
-    let second = other(&ids, &first);
-    assert_eq!(world.runs_on(job), Some(second), "at once");
-    let others = [(); 5].map(|()| world.submit(SMOL));
-    let on_first = |world: &World| {
-        let there = |job: &&JobId| world.runs_on(**job) == Some(first.clone());
-        others.iter().filter(there).count()
-    };
-    assert_eq!(on_first(&world), 0);
-    world.pass(Duration::from_millis(6999));
-    assert_eq!(on_first(&world), 0);
-    world.pass(Duration::from_millis(1));
-    assert_eq!(on_first(&world), 2, "those who found no slot on the other");
-}
-
-#[test]
-fn a_pause_is_neither_nothing_nor_forever() {
-    for (wait, pause) in [(secs(0), 100), (secs(3600), 60_000)] {
-        let (mut world, _) = World::with_smol(1);
-        let job = world.submit_with(SMOL, |r| r.queue_timeout = secs(100));
-        world.fail(job, busy(Some(wait)));
-        world.pass(Duration::from_millis(pause - 1));
-        assert_eq!(world.attempts(job), [1]);
-        world.pass(Duration::from_millis(1));
-        assert_eq!(world.attempts(job), [1, 2]);
-    }
-}
-
-#[test]
-fn a_client_who_met_nothing_but_back_pressure_hears_no_capacity() {
-    let (mut world, _) = World::with_smol(1);
-    let job = world.submit(SMOL);
-    for _ in 0..59 {
-        world.fail(job, busy(None));
-        world.pass(secs(1));
-        assert!(world.is_open(job));
-    }
-    world.fail(job, busy(Some(secs(30))));
-    world.pass(secs(1));
-    assert_eq!(world.code(job), "NO_CAPACITY");
-    assert!(world.error(job).retry_after.is_some());
 }
 
 #[test]
@@ -433,5 +356,4 @@ fn a_report_of_an_older_attempt_is_refused_and_counted() {
     }
     assert!(world.is_open(job));
     assert_eq!(world.brain.counters().stale_reports, 2);
-    assert!(world.now.mono > Mono::default());
 }

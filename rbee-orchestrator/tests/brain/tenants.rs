@@ -1,13 +1,10 @@
 //! Tenants: who may do what, how much of it, and what happens to the rest.
 
-use std::time::Duration;
-
 use rbee_orchestrator::brain::{Event, JobRequest, Report};
 use rbee_orchestrator::config::{Capacity, Config, QuotaPolicy};
 use rbee_orchestrator::domain::{
     JobId, Outcome, Priority, Tenant, TenantId, TenantLimits, UnixMillis, Usage,
 };
-use rbee_orchestrator::error::Code;
 
 use crate::parts::{BIG, SMOL, secs};
 use crate::world::World;
@@ -19,7 +16,7 @@ fn tenant(name: &str) -> TenantId {
 }
 
 /// A world in which `default` may do what it likes within these limits.
-fn limited(slots: u32, limits: TenantLimits) -> World {
+pub(crate) fn limited(slots: u32, limits: TenantLimits) -> World {
     limited_and(slots, limits, |_| {})
 }
 
@@ -56,7 +53,7 @@ fn patient(request: &mut JobRequest) {
 }
 
 /// A job ends and has used so many tokens.
-fn end_using(world: &mut World, job: JobId, tokens: u64) {
+pub(crate) fn end_using(world: &mut World, job: JobId, tokens: u64) {
     let mut report = Report::of(Outcome::Complete);
     report.usage = Some(Usage {
         tokens_in: tokens / 2,
@@ -183,77 +180,6 @@ fn tenants_that_come_later_find_the_jobs_counted_that_are_open_already() {
 }
 
 #[test]
-fn too_many_requests_in_a_minute_are_refused_with_the_time_to_wait() {
-    let mut world = limited(
-        100,
-        TenantLimits {
-            requests_per_minute: Some(30),
-            ..TenantLimits::default()
-        },
-    );
-    for _ in 0..30 {
-        let job = world.submit(SMOL);
-        assert!(world.is_open(job));
-    }
-    world.pass(Duration::from_millis(500));
-    let refused = world.submit(SMOL);
-    assert_eq!(world.code(refused), "RATE_LIMITED");
-    let wait = Duration::from_millis(1500);
-    assert_eq!(world.error(refused).retry_after, Some(wait));
-    world.pass(wait);
-    let next = world.submit(SMOL);
-    assert!(world.is_open(next));
-}
-
-#[test]
-fn tokens_of_a_minute_that_were_not_used_are_there_for_the_next() {
-    let mut world = limited(
-        100,
-        TenantLimits {
-            tokens_per_minute: Some(300),
-            ..TenantLimits::default()
-        },
-    );
-    let jobs = [(); 4].map(|()| world.submit(SMOL));
-    assert_eq!(world.code(jobs[3]), "RATE_LIMITED");
-    assert_eq!(world.error(jobs[3]).retry_after, Some(secs(20)));
-    end_using(&mut world, jobs[0], 0);
-    let next = world.submit(SMOL);
-    assert!(world.is_open(next));
-    end_using(&mut world, jobs[1], 150);
-    let refused = world.submit(SMOL);
-    assert_eq!(
-        world.error(refused).retry_after,
-        Some(secs(30)),
-        "50 are owed"
-    );
-    let never = world.submit_with(SMOL, |r| r.tokens = 301);
-    assert_eq!(world.code(never), "RATE_LIMITED");
-    assert!(world.error(never).message.contains("max_tokens"));
-}
-
-#[test]
-fn a_request_that_is_refused_or_withdrawn_takes_nothing_of_the_minute() {
-    let limits = TenantLimits {
-        requests_per_minute: Some(1),
-        tokens_per_minute: Some(100),
-        max_concurrent: Some(1),
-        ..TenantLimits::default()
-    };
-    let mut world = limited(1, limits);
-    let refused = world.submit("nonsense");
-    assert_eq!(world.code(refused), "MODEL_NOT_FOUND");
-    for _ in 0..3 {
-        let job = world.admit(SMOL, |_| {}).unwrap();
-        let second = world.admit(SMOL, |_| {}).unwrap_err();
-        assert_eq!(second.code, Code::QuotaExceeded);
-        world.tell(Event::Withdraw(job));
-    }
-    let job = world.submit(SMOL);
-    assert!(world.runs_on(job).is_some());
-}
-
-#[test]
 fn the_reasons_to_refuse_come_in_their_order() {
     let limits = TenantLimits {
         models: Some(vec![SMOL.into()]),
@@ -287,7 +213,7 @@ fn work_over_the_quota_is_held_back_if_so_configured_and_goes_in_its_order() {
     assert_eq!(world.places(second), [(1, None)]);
     assert_eq!(world.told(second), ["quota"]);
     assert_eq!(world.brain.tally().held, 2);
-    let place = world.brain.queue_place(world.now, second).unwrap();
+    let place = world.brain.queue_place(second).unwrap();
     assert_eq!(place.position, 1);
     assert_eq!(world.run_all(running), [first, second]);
     assert_eq!(world.brain.counters().quota_held, 2);

@@ -146,6 +146,15 @@ fn what_an_earlier_life_left_runs_in_the_order_of_its_submission_whatever_the_bo
 }
 
 #[test]
+fn what_an_earlier_life_left_too_long_ends_without_running() {
+    let (mut world, _) = World::with_smol(1);
+    let late = world.now.wall;
+    let job = recover(&mut world, |request| request.deadline = Some(late));
+    assert_eq!(world.code(job), "TIMEOUT");
+    assert_eq!(world.runs_on(job), None);
+}
+
+#[test]
 fn a_batch_job_of_an_earlier_life_has_waited_since_then() {
     let (mut world, _) = World::with_smol(1);
     let running = world.submit(SMOL);

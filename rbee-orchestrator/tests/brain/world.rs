@@ -7,8 +7,8 @@ use rbee_orchestrator::brain::{
 };
 use rbee_orchestrator::config::Config;
 use rbee_orchestrator::domain::{
-    Capabilities, Constraints, Device, Ending, HiveId, HiveRecord, HiveSpec, JobId, JobKind, Mono,
-    Now, Outcome, Priority, TenantId, UnixMillis, WorkerId, WorkerSpec,
+    Capabilities, Constraints, Device, HiveRecord, HiveSpec, JobId, JobKind, Mono, Now, Outcome,
+    Priority, TenantId, UnixMillis, WorkerId,
 };
 use rbee_orchestrator::error::{Code, Error, Result};
 use rbee_orchestrator::scheduler::{LeastLoaded, Scheduler};
@@ -16,12 +16,15 @@ use uuid::Uuid;
 
 use crate::parts::{SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
 
+mod done;
+
 /// See the module.
 pub(crate) struct World {
     pub(crate) brain: Brain,
     pub(crate) now: Now,
     pub(crate) actions: Vec<Action>,
     jobs: u128,
+    life: u32,
 }
 
 impl World {
@@ -48,6 +51,7 @@ impl World {
             },
             actions: Vec::new(),
             jobs: 0,
+            life: 0,
         }
     }
 
@@ -75,6 +79,17 @@ impl World {
 
     pub(crate) fn tell(&mut self, event: Event) {
         self.brain.handle(self.now, event, &mut self.actions);
+    }
+
+    /// Makes no id again that an earlier world made.
+    pub(crate) fn after(mut self, earlier: &World) -> Self {
+        (self.jobs, self.life) = (earlier.jobs, earlier.life + 1);
+        let (life, mut minted) = (self.life, 0);
+        self.brain = self.brain.mint_ids_with(move || {
+            minted += 1;
+            worker(&format!("minted-{life}-{minted}"))
+        });
+        self
     }
 
     /// Forgets what was done so far.
@@ -301,7 +316,7 @@ impl World {
         self.actions.iter().filter_map(requeue).collect()
     }
 
-    fn attempt_of(&self, wanted: JobId) -> Option<(u32, WorkerId)> {
+    pub(crate) fn attempt_of(&self, wanted: JobId) -> Option<(u32, WorkerId)> {
         self.actions.iter().rev().find_map(|action| match action {
             Action::Dispatch {
                 job,
@@ -311,140 +326,5 @@ impl World {
             } if *job == wanted => Some((*attempt, worker.id.clone())),
             _ => None,
         })
-    }
-
-    // What was done
-
-    /// Where a job was dispatched to.
-    pub(crate) fn runs_on(&self, job: JobId) -> Option<WorkerId> {
-        self.attempt_of(job).map(|(_, worker)| worker)
-    }
-
-    /// The numbers under which a job was dispatched.
-    pub(crate) fn attempts(&self, wanted: JobId) -> Vec<u32> {
-        let attempt = |action: &Action| match action {
-            Action::Dispatch { job, attempt, .. } if *job == wanted => Some(*attempt),
-            _ => None,
-        };
-        self.actions.iter().filter_map(attempt).collect()
-    }
-
-    pub(crate) fn spawns(&self) -> Vec<(HiveId, std::sync::Arc<WorkerSpec>)> {
-        let spawn = |action: &Action| match action {
-            Action::Spawn { hive, worker, .. } => Some((hive.clone(), worker.clone())),
-            _ => None,
-        };
-        self.actions.iter().filter_map(spawn).collect()
-    }
-
-    /// The one worker that was spawned.
-    pub(crate) fn spawned(&self) -> WorkerId {
-        let spawns = self.spawns();
-        assert_eq!(spawns.len(), 1, "{spawns:?}");
-        spawns[0].1.id.clone()
-    }
-
-    pub(crate) fn starts(&self) -> Vec<HiveId> {
-        let start = |action: &Action| match action {
-            Action::StartHive { hive } => Some(hive.clone()),
-            _ => None,
-        };
-        self.actions.iter().filter_map(start).collect()
-    }
-
-    pub(crate) fn stops(&self) -> Vec<WorkerId> {
-        let stop = |action: &Action| match action {
-            Action::StopWorker { worker, .. } => Some(worker.clone()),
-            _ => None,
-        };
-        self.actions.iter().filter_map(stop).collect()
-    }
-
-    pub(crate) fn checks(&self) -> Vec<WorkerId> {
-        let check = |action: &Action| match action {
-            Action::CheckWorker { worker } => Some(worker.id.clone()),
-            _ => None,
-        };
-        self.actions.iter().filter_map(check).collect()
-    }
-
-    pub(crate) fn aborts(&self, wanted: JobId) -> usize {
-        let abort =
-            |action: &&Action| matches!(action, Action::Abort { job, .. } if *job == wanted);
-        self.actions.iter().filter(abort).count()
-    }
-
-    pub(crate) fn told(&self, wanted: JobId) -> Vec<&'static str> {
-        let told = |action: &Action| match action {
-            Action::Narrate { job, narration } if *job == wanted => Some(narration.action),
-            _ => None,
-        };
-        self.actions.iter().filter_map(told).collect()
-    }
-
-    /// The places that a job was told, with the seconds it will wait.
-    pub(crate) fn places(&self, wanted: JobId) -> Vec<(usize, Option<u64>)> {
-        let told = |action: &Action| match action {
-            Action::Queued {
-                job,
-                position,
-                wait,
-            } if *job == wanted => Some((*position, wait.map(|wait| wait.as_secs()))),
-            _ => None,
-        };
-        self.actions.iter().filter_map(told).collect()
-    }
-
-    /// Lets whoever runs end, one after the other, until nobody runs; returns them in order.
-    pub(crate) fn run_all(&mut self, mut running: JobId) -> Vec<JobId> {
-        let mut order = Vec::new();
-        loop {
-            let from = self.actions.len();
-            self.end(running);
-            let next = self.actions[from..].iter().find_map(|action| match action {
-                Action::Dispatch { job, .. } => Some(*job),
-                _ => None,
-            });
-            match next {
-                Some(job) => running = job,
-                None => return order,
-            }
-            order.push(running);
-        }
-    }
-
-    pub(crate) fn ending(&self, wanted: JobId) -> Ending {
-        let finish = |action: &Action| match action {
-            Action::Finish { job, ending, .. } if *job == wanted => Some((**ending).clone()),
-            _ => None,
-        };
-        self.actions
-            .iter()
-            .find_map(finish)
-            .expect("the job has ended")
-    }
-
-    /// How a job ended; at most once.
-    pub(crate) fn outcome(&self, wanted: JobId) -> Option<Outcome> {
-        let finish = |action: &Action| match action {
-            Action::Finish { job, ending, .. } if *job == wanted => Some(ending.outcome.clone()),
-            _ => None,
-        };
-        let ends: Vec<Outcome> = self.actions.iter().filter_map(finish).collect();
-        assert!(ends.len() <= 1, "{wanted} ended twice: {ends:?}");
-        ends.into_iter().next()
-    }
-
-    pub(crate) fn error(&self, job: JobId) -> Error {
-        let outcome = self.outcome(job).expect("the job has ended");
-        outcome.error().expect("with an error").clone()
-    }
-
-    pub(crate) fn code(&self, job: JobId) -> &'static str {
-        self.error(job).code.as_str()
-    }
-
-    pub(crate) fn is_open(&self, job: JobId) -> bool {
-        self.outcome(job).is_none()
     }
 }

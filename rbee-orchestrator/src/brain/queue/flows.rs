@@ -4,7 +4,7 @@
 //! A round gives each tenant as many tokens as its weight, and a job is served when its tenant has
 //! saved up what it costs. Rounds in which nobody could be served are not gone through one by one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::domain::{JobId, SessionId, TenantId};
 
@@ -31,7 +31,7 @@ struct Flow {
     deficit: u64,
     /// When it was served last, in turns.
     turn: u64,
-    lanes: HashMap<Session, Lanes>,
+    lanes: BTreeMap<Session, Lanes>,
     /// For each group the sessions that have jobs of it, the one served longest ago first.
     order: BTreeMap<GroupId, BTreeSet<(u64, Session)>>,
     turns: u64,
@@ -96,18 +96,16 @@ impl Flows {
 
     pub(super) fn push(&mut self, entry: &Entry<'_>, group: GroupId, weight: u32) {
         self.len += 1;
-        if !self.tenants.contains_key(entry.tenant) {
+        let flow = self.tenants.entry(entry.tenant.clone());
+        let flow = flow.or_insert_with(|| {
             self.turns += 1;
-            let flow = Flow {
+            Flow {
                 turn: self.turns,
                 ..Flow::default()
-            };
-            self.tenants.insert(entry.tenant.clone(), flow);
-        }
-        if let Some(flow) = self.tenants.get_mut(entry.tenant) {
-            flow.weight = u64::from(weight.max(1));
-            flow.push(entry, group);
-        }
+            }
+        });
+        flow.weight = u64::from(weight.max(1));
+        flow.push(entry, group);
     }
 
     /// Takes a job out, wherever it stands.
@@ -187,17 +185,14 @@ impl Flow {
     }
 
     fn push(&mut self, entry: &Entry<'_>, group: GroupId) {
-        if !self.lanes.contains_key(entry.session) {
+        let lanes = self.lanes.entry(entry.session.clone());
+        let lanes = lanes.or_insert_with(|| {
             self.turns += 1;
-            let lanes = Lanes {
+            Lanes {
                 turn: self.turns,
                 ..Lanes::default()
-            };
-            self.lanes.insert(entry.session.clone(), lanes);
-        }
-        let Some(lanes) = self.lanes.get_mut(entry.session) else {
-            return;
-        };
+            }
+        });
         let lane = lanes.by_group.entry(group).or_default();
         if lane.is_empty() {
             let sessions = self.order.entry(group).or_default();
@@ -251,6 +246,9 @@ impl Flow {
 
     /// A session was served: it comes last now, in each group where it waits.
     fn note_turn(&mut self, session: &Session) {
+        if self.lanes.len() == 1 {
+            return;
+        }
         self.turns += 1;
         let Some(lanes) = self.lanes.get_mut(session) else {
             return;

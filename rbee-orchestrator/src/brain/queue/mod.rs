@@ -284,15 +284,10 @@ impl Queue {
         if entry.class == Priority::Batch {
             self.batch.insert(entry.job);
         }
-        if !self.lines.contains_key(&entry.key.model) {
-            let model = entry.key.model.clone();
-            self.lines.insert(model, Line::default());
-        }
-        if let Some(line) = self.lines.get_mut(&entry.key.model) {
-            let group = line.insert(entry, weight);
-            if tentative.is_some() {
-                group.tentative = tentative;
-            }
+        let line = self.lines.entry(entry.key.model.clone()).or_default();
+        let group = line.insert(entry, weight);
+        if tentative.is_some() {
+            group.tentative = tentative;
         }
     }
 

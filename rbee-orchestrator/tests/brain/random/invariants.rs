@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use rbee_orchestrator::brain::{Action, Event, Report};
-use rbee_orchestrator::domain::{HiveId, Outcome, WorkerId, WorkerSpec};
+use rbee_orchestrator::domain::{HiveId, JobId, Outcome, WorkerId, WorkerSpec};
+use rbee_orchestrator::error::{Code, Error};
 
 use super::{Lease, Run};
 use crate::parts::secs;
@@ -21,9 +22,24 @@ impl Run {
                     worker,
                     ..
                 } => self.dispatched((job, attempt, worker.id.clone()), in_order),
-                Action::Finish { job, .. } => {
-                    assert!(self.submitted.contains(&job), "{job} was never submitted");
+                Action::Requeue { job, attempt, .. } => {
+                    assert_eq!(
+                        self.attempts.get(&job),
+                        Some(&attempt),
+                        "of the newest attempt"
+                    );
+                    let runs = |lease: &Lease| lease.0 == job && lease.1 == attempt;
+                    assert!(!self.leases.iter().any(runs), "{job} runs still");
+                    assert!(!self.finished.contains(&job), "{job} has ended");
+                }
+                Action::Finish { job, attempt, .. } => {
+                    assert!(
+                        self.submitted.contains_key(&job),
+                        "{job} was never submitted"
+                    );
                     assert!(self.finished.insert(job), "{job} ended twice");
+                    let newest = self.attempts.get(&job).copied().unwrap_or(0);
+                    assert_eq!(attempt, newest, "{job} ends with its newest attempt");
                 }
                 Action::Spawn { hive, worker, .. } => self.was_spawned(&hive, &worker, in_order),
                 Action::Abort { job, .. } => {
@@ -33,14 +49,22 @@ impl Run {
                 _ => {}
             }
         }
-        let open = self.submitted.len() - self.finished.len();
+        let open = self.open().count();
+        let tally = self.world.brain.tally();
         assert_eq!(self.world.brain.open_jobs(), open);
-        let waiting = open - self.running();
         assert_eq!(
-            self.world.brain.waiting(),
-            waiting,
-            "each open job waits or runs"
+            tally.open(),
+            open,
+            "each open job is in one place: {tally:?}"
         );
+        assert_eq!(tally.running, self.running());
+        assert_eq!(tally.waiting, self.world.brain.waiting());
+        assert_eq!(tally.admitted, self.admitted.len());
+    }
+
+    fn open(&self) -> impl Iterator<Item = JobId> {
+        let jobs = self.submitted.keys().copied();
+        jobs.filter(|job| !self.finished.contains(job))
     }
 
     fn running(&self) -> usize {
@@ -50,6 +74,14 @@ impl Run {
 
     fn dispatched(&mut self, lease: Lease, in_order: bool) {
         assert!(!self.finished.contains(&lease.0), "{} has ended", lease.0);
+        assert!(
+            !self.admitted.contains(&lease.0),
+            "{} is not confirmed",
+            lease.0
+        );
+        let attempts = self.attempts.entry(lease.0).or_default();
+        *attempts += 1;
+        assert_eq!(*attempts, lease.1, "attempts count up");
         if in_order {
             let view = self.world.brain.view(self.world.now);
             let worker = view.workers.get(&lease.2).expect("a worker that is there");
@@ -75,12 +107,8 @@ impl Run {
         self.spawning.push(spec.id.clone());
     }
 
-    /// Every deadline passes, every lease comes back, and every worker answers.
-    pub(super) fn wind_down(&mut self) {
-        self.say("everything comes to its end".into());
-        self.world.pass(secs(7200));
-        self.check(true);
-        for (job, attempt, worker) in std::mem::take(&mut self.leases) {
+    fn return_all(&mut self) {
+        while let Some((job, attempt, worker)) = self.leases.pop() {
             let report = Box::new(Report::of(Outcome::Complete));
             self.tell(Event::AttemptEnded {
                 job,
@@ -88,7 +116,27 @@ impl Run {
                 worker,
                 report,
             });
+            self.check(true);
         }
+    }
+
+    /// Every deadline passes, every lease comes back, and every worker answers.
+    pub(super) fn wind_down(&mut self) {
+        self.say("everything comes to its end".into());
+        self.pass_time(secs(7200));
+        self.check(true);
+        for job in std::mem::take(&mut self.admitted) {
+            self.tell(Event::Confirm(job));
+        }
+        self.check(true);
+        self.return_all();
+        // What no worker was found for waits as long as somebody wants it.
+        for job in self.open().collect::<Vec<_>>() {
+            let error = Error::new(Code::Cancelled, "gone");
+            self.tell(Event::Cancel { job, error });
+        }
+        self.check(true);
+        self.return_all();
         let view = self.world.brain.view(self.world.now);
         let mut workers: Vec<_> = view.workers.iter().map(|w| w.spec.id.clone()).collect();
         workers.sort_unstable();
@@ -99,11 +147,9 @@ impl Run {
             });
         }
         self.check(true);
-        assert_eq!(
-            self.finished.len(),
-            self.submitted.len(),
-            "every job has ended"
-        );
+        assert_eq!(self.open().count(), 0, "every job has ended");
+        self.pass_time(secs(7200));
+        self.check(true);
         assert_eq!(self.world.brain.open_jobs(), 0);
         assert_eq!(self.world.brain.next_due(), None);
         let view = self.world.brain.view(self.world.now);
