@@ -477,8 +477,8 @@ pub struct HivesConfig {
     pub loading_interval: Duration,
     /// Missed checks in a row after which a hive is offline.
     pub offline_after: u32,
-    /// After a failed start, how long until the next is tried; for a device that had no room,
-    /// how long it is left out.
+    /// After a failed start of a hive or load of a model, how long until the next is tried; for a
+    /// device that had no room, how long it is left out.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
     /// Slots asked for when a worker is spawned; `None` leaves it to the hive.

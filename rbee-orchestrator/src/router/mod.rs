@@ -199,10 +199,14 @@ impl Flow {
 
     /// Tells the client something while it waits.
     pub(crate) fn notify(&self, notice: Notice) {
+        let mut state = self.lock();
+        // Its place is told up to its first attempt: `queued` comes before `started`.
+        if state.started.is_some() && matches!(notice, Notice::Queued { .. }) {
+            return;
+        }
         if let Some(journal) = self.journal.get() {
             journal.note(notice.clone().into());
         }
-        let mut state = self.lock();
         if state.notices.len() == MAX_NOTICES {
             state.notices.pop_front();
         }
