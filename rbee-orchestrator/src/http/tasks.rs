@@ -65,12 +65,12 @@ where
         }
         false => finished(context, stream).await?,
     };
-    response.headers_mut().insert("x-job-id", header(job));
+    response.headers_mut().insert("x-job-id", header(&job.to_string()));
     Ok(response)
 }
 
-fn header(text: impl ToString) -> HeaderValue {
-    HeaderValue::try_from(text.to_string()).expect("ids and our own paths are ASCII")
+fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("ids and our own paths are ASCII")
 }
 
 /// 202: the task is on disk, and goes on without its submitter.
@@ -88,8 +88,8 @@ async fn accept(context: &Context<'_>, task: TaskRequest) -> Result<Response<Bod
     });
     let mut response = answer::json(StatusCode::ACCEPTED, &body);
     let headers = response.headers_mut();
-    headers.insert(LOCATION, header(format!("/v2/tasks/{job}")));
-    headers.insert("x-job-id", header(job));
+    headers.insert(LOCATION, header(&format!("/v2/tasks/{job}")));
+    headers.insert("x-job-id", header(&job.to_string()));
     if options::prefers_async(&context.headers) {
         headers.insert("preference-applied", header("respond-async"));
     }

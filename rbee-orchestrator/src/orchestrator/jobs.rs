@@ -199,7 +199,7 @@ impl Orchestrator {
     /// Where a job stands in the queue, if it waits.
     #[must_use]
     pub fn queue_place(&self, job: JobId) -> Option<QueuePlace> {
-        self.driver.look(|brain, now| brain.queue_place(now, job))
+        self.driver.look(|brain, _| brain.queue_place(job))
     }
 
     /// The model that a name means now.
