@@ -62,6 +62,23 @@ fn what_was_accepted_survives_a_kill_in_its_order() {
 }
 
 #[test]
+fn an_attempt_of_which_a_token_was_relayed_is_not_given_out_again() {
+    let home = Home::new();
+    let stub = home.stub(&["--words", "--itl-ms", "20"]);
+    let launch = launch(&home, &stub);
+    let dies = home.queen().worker(&stub, "file:m", 1);
+    let mut queen = dies.env("QUEEN_TEST_KILL_AT", "mid-stream:1").start();
+    let job_id = queen.submit(&task(10));
+    let killed = queen.ended(Duration::from_secs(10));
+    assert!(killed.is_some_and(|status| !status.success()), "{killed:?}");
+    let queen = launch.start();
+    let ended = queen.assert_task_ends(&job_id, "complete");
+    // A reader may have its first words: those of the next attempt are others.
+    assert_eq!(ended["attempts"], 2, "{ended}");
+    assert_eq!(stub.count("requests"), 2);
+}
+
+#[test]
 fn what_ended_long_enough_ago_is_purged_and_usage_stays() {
     let home = Home::new();
     let stub = home.stub(&["--itl-ms", "100"]);

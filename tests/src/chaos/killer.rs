@@ -25,7 +25,7 @@ const PURGING: &str = "purging";
 const UNDER_LOAD: [(&str, u64); 5] = [
     ("submit-inserted", 12),
     ("dispatched", 12),
-    ("mid-stream", 120),
+    ("mid-stream", 40),
     ("finish-before-commit", 12),
     ("recovering", 1),
 ];

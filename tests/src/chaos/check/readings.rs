@@ -69,6 +69,7 @@ impl<'e> Reader<'e> {
             ended |= seen.what.is_ending();
             self.event(seen, findings);
         }
+        self.is_the_workers_text(findings);
         match &connection.closed {
             Closed::Whole => {
                 findings.hold(Rule::OneEnding, ended, || {
@@ -102,9 +103,30 @@ impl<'e> Reader<'e> {
             let before = self.attempt;
             self.told(format!("saw attempt {attempt} start after {before}"))
         });
+        self.is_the_workers_text(findings);
         self.attempt = attempt;
         self.text.clear();
         self.index = Some(0);
+    }
+
+    /// Whether all text of this attempt is of one computation. Were an attempt's number given out
+    /// twice, a reader who came back would get the one's end behind the other's beginning.
+    fn is_the_workers_text(&self, findings: &mut Findings) {
+        if self.text.is_empty() {
+            return;
+        }
+        let whole = words::generation(&self.text)
+            .map(|generation| words::text(&self.wish.name, generation, self.wish.words));
+        let is_part = whole
+            .as_ref()
+            .is_some_and(|all| all.starts_with(&self.text));
+        findings.hold(Rule::RightText, is_part, || {
+            let attempt = self.attempt;
+            self.told(format!(
+                "read {:?} in attempt {attempt} and not {whole:?}",
+                self.text
+            ))
+        });
     }
 
     fn token(&mut self, id: Option<EventId>, text: &str, index: u64, findings: &mut Findings) {
@@ -138,17 +160,6 @@ impl<'e> Reader<'e> {
 
     /// Holds all that was read against what the task is in the end.
     fn verdict(&self, task: Option<&Task>, findings: &mut Findings) {
-        let whole = words::generation(&self.text)
-            .map(|generation| words::text(&self.wish.name, generation, self.wish.words));
-        let has_text = !self.text.is_empty();
-        let is_prefix = whole
-            .as_ref()
-            .is_none_or(|text| text.starts_with(&self.text));
-        findings.hold(
-            Rule::RightText,
-            !has_text || whole.is_some() && is_prefix,
-            || self.told(format!("read {:?} and not {whole:?}", self.text)),
-        );
         let Some(task) = task else {
             return; // either an interactive one, which may be missing, or told as lost already
         };

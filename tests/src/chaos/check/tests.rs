@@ -313,6 +313,24 @@ fn a_text_that_is_not_the_workers() {
 }
 
 #[test]
+fn an_attempt_whose_number_is_given_out_twice() {
+    breaks(Rule::RightText, |e| {
+        let connections = &mut e.readings[0].connections;
+        // Computed anew after the crash, though still attempt 1 as far as the reader knows.
+        let mut offset = words::text(NAME, 1, 2).len();
+        let text = words::word(NAME, 7, 2);
+        offset += text.len();
+        let what = What::Token { text, index: 2 };
+        let resumed = Connection {
+            after: connections[0].events[1].id,
+            events: vec![seen(EventId { attempt: 1, offset }, what)],
+            closed: Closed::Broken,
+        };
+        connections.insert(1, resumed);
+    });
+}
+
+#[test]
 fn an_attempt_that_starts_twice() {
     breaks(Rule::Order, |e| {
         let again = tokens(2, 0, 0);
