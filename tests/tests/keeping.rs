@@ -64,7 +64,8 @@ fn what_was_accepted_survives_a_kill_in_its_order() {
 #[test]
 fn an_attempt_of_which_a_token_was_relayed_is_not_given_out_again() {
     let home = Home::new();
-    let stub = home.stub(&["--words", "--itl-ms", "20"]);
+    // The first token comes after the answer to its submission.
+    let stub = home.stub(&["--words", "--ttft-ms", "200", "--itl-ms", "20"]);
     let launch = launch(&home, &stub);
     let dies = home.queen().worker(&stub, "file:m", 1);
     let mut queen = dies.env("QUEEN_TEST_KILL_AT", "mid-stream:1").start();

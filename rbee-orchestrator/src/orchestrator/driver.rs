@@ -235,6 +235,24 @@ impl Driver {
         });
     }
 
+    /// Gives a job its worker when its dispatch is on disk: after a crash no other attempt may have
+    /// the number of one whose text somebody has read.
+    fn assign_durably(self: &Arc<Self>, flow: Arc<Flow>, assignment: Assignment) {
+        let driver = self.clone();
+        self.spawn(async move {
+            let written = async {
+                while let Err(error) = driver.store.flush().await {
+                    tracing::warn!(job = %flow.id(), %error, "the dispatch is not stored yet");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+            };
+            tokio::select! {
+                () = written => flow.assign(assignment),
+                () = driver.stop.cancelled() => {}
+            }
+        });
+    }
+
     /// Records an ending that nobody may hear of before it is on disk. A disk that is full or locked
     /// is waited for.
     fn finish_durably(self: &Arc<Self>, flow: Arc<Flow>, attempt: Attempt, ending: Ending) {
@@ -313,13 +331,18 @@ impl Driver {
                     placed,
                     at,
                 });
-                if let Some(flow) = core.flows.get(&job) {
-                    flow.assign(Assignment {
-                        lease,
-                        attempt,
-                        model,
-                        at,
-                    });
+                let assignment = Assignment {
+                    lease,
+                    attempt,
+                    model,
+                    at,
+                };
+                match core.flows.get(&job) {
+                    Some(flow) if flow.call.asynchronous => {
+                        self.assign_durably(flow.clone(), assignment);
+                    }
+                    Some(flow) => flow.assign(assignment),
+                    None => {}
                 }
             }
             Action::Abort { job, outcome } => {
