@@ -1,0 +1,115 @@
+//! How long things may take, and how large they may be.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+const GIB: u64 = 1 << 30;
+
+/// How long things may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// A request in all, unless it says otherwise.
+    #[serde(with = "humantime_serde")]
+    pub total: Duration,
+    /// The most that a request may ask for.
+    #[serde(with = "humantime_serde")]
+    pub total_max: Duration,
+    /// From the dispatch to the first token; `None` leaves it to the total.
+    #[serde(with = "humantime_serde")]
+    pub first_token: Option<Duration>,
+    /// Silence between two pieces of a stream after the first.
+    #[serde(with = "humantime_serde")]
+    pub between_tokens: Duration,
+    /// A client that takes no byte for this long has gone.
+    #[serde(with = "humantime_serde")]
+    pub client_stall: Duration,
+    /// A TCP connection to a worker.
+    #[serde(with = "humantime_serde")]
+    pub connect: Duration,
+    /// How long the status line of an OpenAI stream waits for the worker's own.
+    #[serde(with = "humantime_serde")]
+    pub stream_status: Duration,
+    /// Between two keep-alive comments while a client waits.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    /// The load of a model, whatever its size.
+    #[serde(with = "humantime_serde")]
+    pub load: Duration,
+    /// The load of a model, more for each GiB of its size.
+    #[serde(with = "humantime_serde")]
+    pub load_per_gib: Duration,
+    /// A hive's start, until its health check answers.
+    #[serde(with = "humantime_serde")]
+    pub hive_start: Duration,
+    /// A call to a hive.
+    #[serde(with = "humantime_serde")]
+    pub hive_call: Duration,
+    /// A health check of a hive or a worker.
+    #[serde(with = "humantime_serde")]
+    pub health: Duration,
+    /// Between SIGTERM and SIGKILL.
+    #[serde(with = "humantime_serde")]
+    pub stop_grace: Duration,
+    /// Running requests at shutdown, before they are cut off.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let secs = Duration::from_secs;
+        Timeouts {
+            total: secs(5 * 60),
+            total_max: secs(30 * 60),
+            first_token: None,
+            between_tokens: secs(60),
+            client_stall: secs(60),
+            connect: secs(5),
+            stream_status: secs(5),
+            keep_alive: secs(10),
+            load: secs(5 * 60),
+            load_per_gib: secs(20),
+            hive_start: secs(30),
+            hive_call: secs(15),
+            health: secs(5),
+            stop_grace: secs(30),
+            drain: secs(30),
+        }
+    }
+}
+
+impl Timeouts {
+    /// How long the load of a model of `size_bytes` may take.
+    #[must_use]
+    pub fn load_deadline(&self, size_bytes: u64) -> Duration {
+        let gib = size_bytes as f64 / GIB as f64;
+        self.load + self.load_per_gib.mul_f64(gib)
+    }
+}
+
+/// How large things may be.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// A request's body, in bytes.
+    pub max_body_bytes: usize,
+    /// A worker's unstreamed answer, in bytes.
+    pub max_response_bytes: usize,
+    /// One event of a worker's stream, in bytes.
+    pub max_event_bytes: usize,
+    /// Idle connections kept to one worker by one thread.
+    pub max_idle_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_body_bytes: 16 << 20,
+            max_response_bytes: 64 << 20,
+            max_event_bytes: 1 << 20,
+            max_idle_connections: 1024,
+        }
+    }
+}

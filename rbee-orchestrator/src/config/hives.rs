@@ -1,0 +1,99 @@
+//! Hives, and the servers that no hive owns.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::WorkerProtocol;
+
+/// How hives are started and watched.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HivesConfig {
+    /// Whether there is a hive `localhost`, started when a request needs it.
+    pub local: bool,
+    /// The first port that a local hive tries.
+    pub port: u16,
+    /// Command templates by name; `default` starts every hive that names none, and is there
+    /// without being named.
+    #[serde(deserialize_with = "with_default_command")]
+    pub commands: BTreeMap<String, Vec<String>>,
+    /// Where hives call the queen back; the daemon fills in its own address.
+    pub queen_url: Option<String>,
+    /// Folder for the logs of local hives. The daemon's default is `logs` beside the database, an
+    /// embedder's `rbee/logs` in the user's folder for state.
+    pub log_dir: Option<PathBuf>,
+    /// Between two health checks of a hive.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// The same while one of its workers loads.
+    #[serde(with = "humantime_serde")]
+    pub loading_interval: Duration,
+    /// Missed checks in a row after which a hive is offline.
+    pub offline_after: u32,
+    /// After a failed start of a hive or load of a model, how long until the next is tried; for a
+    /// device that had no room, how long it is left out.
+    #[serde(with = "humantime_serde")]
+    pub retry_after: Duration,
+    /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
+    pub worker_slots: Option<u32>,
+}
+
+impl Default for HivesConfig {
+    fn default() -> Self {
+        HivesConfig {
+            local: true,
+            port: 9200,
+            commands: BTreeMap::from([("default".to_owned(), default_command())]),
+            queen_url: None,
+            log_dir: None,
+            check_interval: Duration::from_secs(15),
+            loading_interval: Duration::from_millis(500),
+            offline_after: 3,
+            retry_after: Duration::from_secs(15),
+            worker_slots: None,
+        }
+    }
+}
+
+fn default_command() -> Vec<String> {
+    ["rbee-hive", "daemon", "--port", "{port}"]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+fn with_default_command<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, Vec<String>>, D::Error> {
+    let mut commands = BTreeMap::<String, Vec<String>>::deserialize(from)?;
+    commands
+        .entry("default".to_owned())
+        .or_insert_with(default_command);
+    Ok(commands)
+}
+
+/// A server that no hive owns, as the configuration names it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticWorker {
+    /// Its id; made from the URL when absent.
+    pub worker_id: Option<String>,
+    /// Its base URL, `http://host:port`.
+    pub url: String,
+    /// The model it serves.
+    pub model_ref: String,
+    /// The name by which it knows the model; `model_ref` without `hf:` when absent.
+    pub served_model: Option<String>,
+    /// `openai` (default) or `rbee`.
+    #[serde(default)]
+    pub protocol: WorkerProtocol,
+    /// Requests it serves at once.
+    #[serde(default = "one")]
+    pub slots_total: u32,
+}
+
+fn one() -> u32 {
+    1
+}

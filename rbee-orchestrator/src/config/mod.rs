@@ -1,0 +1,170 @@
+//! Every bound and time-out, with its default. Durations read as `"60s"`, `"5min"`, `"500ms"`.
+
+mod bounds;
+mod hives;
+mod jobs;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::domain::{ModelRef, TenantId, TenantLimits};
+use crate::error::{Error, Result};
+
+pub use bounds::{Limits, Timeouts};
+pub use hives::{HivesConfig, StaticWorker};
+pub use jobs::{
+    BreakerConfig, Capacity, PrivacyConfig, QueueConfig, QuotaPolicy, ReplayConfig,
+    RetentionConfig, RetryConfig, WhenFull,
+};
+
+/// Configuration of an orchestrator. Unknown keys are refused.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Names for models: `smollm2 = "file:smollm2.gguf"`. They win over the hives' own aliases.
+    pub aliases: BTreeMap<String, String>,
+    /// Waiting requests.
+    pub queue: QueueConfig,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// How large things may be.
+    pub limits: Limits,
+    /// What is tried again, and how often.
+    pub retry: RetryConfig,
+    /// When a worker that fails is left alone.
+    pub breaker: BreakerConfig,
+    /// How long what has ended is kept.
+    pub retention: RetentionConfig,
+    /// What is kept of requests.
+    pub privacy: PrivacyConfig,
+    /// What readers of a task's events are held to.
+    pub replay: ReplayConfig,
+    /// Who may use how much; with none, nobody is limited. Those of the store come beside these.
+    pub tenants: BTreeMap<String, TenantLimits>,
+    /// What happens to work that is over its tenant's quota.
+    pub quota_policy: QuotaPolicy,
+    /// Hives: how they are started and watched.
+    pub hives: HivesConfig,
+    /// Servers that no hive owns, registered at the start.
+    pub workers: Vec<StaticWorker>,
+    /// Names beside `localhost` by which this machine may be called without a token.
+    pub allowed_hosts: Vec<String>,
+    /// File with the token between queen and hives, mode 0600 or stricter; one is made beside the
+    /// database when absent.
+    pub hive_token_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads a TOML file and checks it. Blocks on the file system.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, naming the file and the key.
+    pub fn read(path: &Path) -> Result<Self> {
+        let wrong = |why: String| Error::invalid(format!("{}: {why}", path.display()));
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| wrong(format!("the configuration can't be read: {error}")))?;
+        let config: Config = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        config.check().map_err(|error| wrong(error.message))?;
+        Ok(config)
+    }
+
+    /// Fills in what follows from where the API listens and where the database is: the URL that
+    /// hives call back, and a folder for their logs.
+    pub fn fill_in(&mut self, address: SocketAddr, database: &Path) {
+        let host = match address.ip() {
+            ip if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+            ip => ip,
+        };
+        let url = || format!("http://{}", SocketAddr::new(host, address.port()));
+        self.hives.queen_url.get_or_insert_with(url);
+        let logs = || database.with_file_name("logs");
+        self.hives.log_dir.get_or_insert_with(logs);
+    }
+
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        for (alias, model) in &self.aliases {
+            let told = |error: Error| Error::invalid(format!("aliases.{alias}: {}", error.message));
+            ModelRef::check_name(alias).map_err(told)?;
+            ModelRef::from_name(model).map_err(told)?;
+        }
+        for (name, command) in &self.hives.commands {
+            if command.first().is_none_or(String::is_empty) {
+                return Err(Error::invalid(format!(
+                    "hives.commands.{name} must begin with a program"
+                )));
+            }
+        }
+        for (name, limits) in &self.tenants {
+            let told = |error: Error| Error::invalid(format!("tenants.{name}: {}", error.message));
+            TenantId::new(name).map_err(told)?;
+            if limits.weight == 0 {
+                return Err(Error::invalid(format!(
+                    "tenants.{name}.weight must be at least 1"
+                )));
+            }
+        }
+        let shares = [
+            ("retry.budget_ratio", self.retry.budget_ratio),
+            ("breaker.ratio", self.breaker.ratio),
+        ];
+        if let Some((key, _)) = shares
+            .iter()
+            .find(|(_, share)| !(0.0..=1.0).contains(share))
+        {
+            return Err(Error::invalid(format!("{key} must be from 0 to 1")));
+        }
+        let periods = [
+            ("retry.budget_window", self.retry.budget_window),
+            ("breaker.window", self.breaker.window),
+            ("retention.interval", self.retention.interval),
+            ("timeouts.keep_alive", self.timeouts.keep_alive),
+            ("hives.check_interval", self.hives.check_interval),
+            ("hives.loading_interval", self.hives.loading_interval),
+        ];
+        match periods.iter().find(|(_, period)| period.is_zero()) {
+            Some((key, _)) => Err(Error::invalid(format!("{key} must be longer than 0"))),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Config {
+        serde_json::from_str(json).expect("every key is known")
+    }
+
+    #[test]
+    fn a_command_of_ones_own_leaves_the_default_there() {
+        let commands = read(r#"{"hives": {"commands": {"old": ["hive"]}}}"#)
+            .hives
+            .commands;
+        assert_eq!(commands["old"], ["hive"]);
+        assert_eq!(commands["default"][0], "rbee-hive");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_key() {
+        assert_eq!(Config::default().check(), Ok(()));
+        for (json, key) in [
+            (r#"{"aliases": {"a": "file:../x"}}"#, "aliases.a"),
+            (r#"{"hives": {"commands": {"c": []}}}"#, "hives.commands.c"),
+            (
+                r#"{"timeouts": {"keep_alive": "0s"}}"#,
+                "timeouts.keep_alive",
+            ),
+        ] {
+            let error = read(json).check().expect_err(json);
+            assert!(error.message.contains(key), "{error}");
+        }
+    }
+}

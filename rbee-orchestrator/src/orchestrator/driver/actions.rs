@@ -1,0 +1,218 @@
+//! Carrying out what the brain wants. Nothing here waits: what takes time is handed to a task.
+
+use std::collections::HashSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::{Core, Driver};
+use crate::brain::{Action, Event};
+use crate::domain::{Attempt, HiveId, JobId, Narration, WorkerId, WorkerSpec};
+use crate::error::{Code, Error};
+use crate::orchestrator::hive_actor::Order;
+use crate::router::{Assignment, Lease, Notice};
+use crate::store::JobChange;
+
+impl Driver {
+    /// One action. Nothing here waits: what takes time is handed to a task.
+    pub(super) fn carry_out(self: &Arc<Self>, core: &mut Core, action: Action) {
+        match action {
+            Action::Requeue {
+                job,
+                attempt,
+                not_before,
+                error,
+            } => {
+                tracing::debug!(%job, attempt, %error, "the attempt failed, the job waits again");
+                self.store.record(JobChange::Requeued {
+                    job,
+                    attempt,
+                    not_before,
+                });
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.notify(Notice::Narration(retry_narration(job, attempt, &error)));
+                }
+            }
+            Action::Queued {
+                job,
+                position,
+                wait,
+            } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.notify(Notice::Queued { position, wait });
+                }
+            }
+            Action::Narrate { job, narration } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.notify(Notice::Narration(narration));
+                }
+            }
+            Action::Dispatch {
+                job,
+                attempt,
+                worker,
+                placed,
+                at,
+            } => {
+                let lease = Lease::new(worker, job, attempt, self.inbox.clone());
+                let model = placed.model.clone();
+                self.store.record(JobChange::Claimed {
+                    job,
+                    attempt,
+                    placed,
+                    at,
+                });
+                let assignment = Assignment {
+                    lease,
+                    attempt,
+                    model,
+                    at,
+                };
+                match core.flows.get(&job) {
+                    Some(flow) if flow.call.asynchronous => {
+                        self.assign_durably(flow.clone(), assignment);
+                    }
+                    Some(flow) => flow.assign(assignment),
+                    None => {}
+                }
+            }
+            Action::Abort { job, outcome } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.abort(&outcome);
+                }
+            }
+            Action::Finish {
+                job,
+                attempt,
+                ending,
+            } => {
+                if let Some(error) = ending.outcome.error() {
+                    tracing::debug!(%job, attempt, %error, "job ended");
+                }
+                let flow = core.flows.remove(&job);
+                if let Some(flow) = &flow {
+                    flow.abort(&ending.outcome);
+                }
+                match flow {
+                    Some(flow) if flow.call.asynchronous => {
+                        core.settling.insert(job, flow.clone());
+                        self.finish_durably(flow, attempt, *ending);
+                    }
+                    Some(flow) => {
+                        let last_events = flow.last_events(&ending);
+                        self.store.record(JobChange::Finished {
+                            job,
+                            attempt,
+                            ending,
+                        });
+                        flow.settle(last_events);
+                    }
+                    None => {}
+                }
+            }
+            Action::StartHive { hive } => self.order(&hive, Order::Start),
+            Action::Spawn {
+                hive,
+                worker,
+                devices,
+                for_job,
+            } => {
+                tracing::info!(%hive, worker = %worker.id, model = %worker.model, "spawning");
+                let flow = for_job.and_then(|job| core.flows.get(&job));
+                let order = Order::Spawn {
+                    worker,
+                    devices,
+                    correlation_id: flow.map(|flow| flow.call.correlation_id.clone()),
+                };
+                self.order(&hive, order);
+            }
+            Action::StopWorker { hive, worker } => {
+                tracing::info!(%hive, %worker, "stopping a worker");
+                self.order(&hive, Order::StopWorker(worker));
+            }
+            Action::CheckHive { hive } => self.order(&hive, Order::Check),
+            Action::CheckWorker { worker } => self.check_worker(worker, None),
+            Action::CancelOnWorker { worker, job } => self.check_worker(worker, Some(job)),
+        }
+    }
+
+    fn order(self: &Arc<Self>, hive: &HiveId, order: Order) {
+        let is_start = matches!(order, Order::Start);
+        if self.hives.order(hive, order) {
+            return;
+        }
+        tracing::debug!(%hive, is_start, "an order for a hive that nobody serves");
+        if !is_start {
+            return;
+        }
+        // Who waits for the start must hear of it. By a task: the brain is just deciding.
+        let error = Error::new(
+            Code::HiveUnreachable,
+            format!(
+                "hive {hive} is not served: the queen can't use its registration, or is shutting \
+                 down; register it again"
+            ),
+        );
+        let (driver, hive) = (self.clone(), hive.clone());
+        self.spawn(async move {
+            driver.feed(Event::HiveStarted {
+                hive,
+                result: Err(error),
+            });
+        });
+    }
+
+    /// Asks a worker whether it answers, after it was told that nobody waits for `cancelled`. One
+    /// check of a worker runs at a time.
+    pub(in crate::orchestrator) fn check_worker(
+        self: &Arc<Self>,
+        worker: Arc<WorkerSpec>,
+        cancelled: Option<JobId>,
+    ) {
+        let driver = self.clone();
+        self.spawn(async move {
+            let check = async {
+                if let Some(job) = cancelled {
+                    driver
+                        .pool
+                        .cancel(&worker, job, driver.config.timeouts.health)
+                        .await;
+                }
+                if !driver.checking().insert(worker.id.clone()) {
+                    return None;
+                }
+                let answers = driver
+                    .pool
+                    .is_healthy(&worker, driver.config.timeouts.health)
+                    .await;
+                driver.checking().remove(&worker.id);
+                Some(answers)
+            };
+            let answers = tokio::select! {
+                answers = check => answers,
+                () = driver.stop.cancelled() => None,
+            };
+            if let Some(answers) = answers {
+                tracing::debug!(worker = %worker.id, answers, "checked a worker");
+                driver.feed(Event::WorkerChecked {
+                    worker: worker.id.clone(),
+                    answers,
+                });
+            }
+        });
+    }
+
+    fn checking(&self) -> MutexGuard<'_, HashSet<WorkerId>> {
+        self.checking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn retry_narration(job: JobId, attempt: Attempt, error: &Error) -> Narration {
+    Narration {
+        actor: "queen",
+        action: "retry",
+        target: job.to_string(),
+        human: format!(
+            "Attempt {attempt} failed and is tried again: {}",
+            error.message
+        ),
+    }
+}

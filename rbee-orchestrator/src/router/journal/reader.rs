@@ -1,0 +1,138 @@
+//! A place in a journal.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::replay::{MAX_PIECE, floor_char_boundary};
+use super::{Journal, Told};
+use crate::domain::{EventId, Narration, TaskEvent};
+
+/// What a reader gets.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// An event, with the place behind it.
+    Event(EventId, TaskEvent),
+    /// It has fallen too far behind: it is sent away, and may come back to where it was.
+    TooSlow(EventId, TaskEvent),
+    /// Nothing follows, and nothing was lost.
+    End,
+    /// Nothing follows here; the job goes on.
+    Closed,
+}
+
+/// A place in a journal.
+pub(crate) struct Reader {
+    journal: Arc<Journal>,
+    next_number: u64,
+    at: EventId,
+    /// Counts this reader's pieces of text in this attempt.
+    index: u64,
+    /// Whether it once had all there was: only then it can fall behind.
+    caught_up: bool,
+    max_lag: usize,
+    /// How many of the last events it has got.
+    last_events: usize,
+}
+
+impl Reader {
+    /// Begins after an event, or at the beginning.
+    pub(crate) fn new(journal: Arc<Journal>, after: Option<EventId>, max_lag: usize) -> Self {
+        let (next_number, at) = {
+            let told = journal.told();
+            let newest = told.attempt;
+            let first_of = |attempt| {
+                let mut kept = told.kept.iter();
+                let found = kept.find(|(_, of, _)| *of == attempt);
+                found.map_or(told.next_number, |(number, _, _)| *number)
+            };
+            match after {
+                None => (0, EventId::default()),
+                Some(after) if after.attempt == newest => {
+                    let offset = floor_char_boundary(&told.text, after.offset);
+                    let at = EventId {
+                        attempt: newest,
+                        offset,
+                    };
+                    (told.next_number, at)
+                }
+                Some(_) => (first_of(newest), EventId::default()),
+            }
+        };
+        Reader {
+            journal,
+            next_number,
+            at,
+            index: 0,
+            caught_up: false,
+            max_lag,
+            last_events: 0,
+        }
+    }
+
+    /// What comes next. Cancel safe.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Read> {
+        let journal = self.journal.clone();
+        let mut told = journal.told();
+        if let Some(event) = self.next_kept(&told) {
+            return Poll::Ready(Read::Event(self.at, event));
+        }
+        if self.at.attempt == told.attempt && self.at.offset < told.text.len() {
+            return Poll::Ready(self.next_piece(&told.text));
+        }
+        self.caught_up = true;
+        if let Some(ending) = &told.ending {
+            let next = ending.get(self.last_events).cloned();
+            self.last_events += 1;
+            return Poll::Ready(next.map_or(Read::End, |event| Read::Event(self.at, event)));
+        }
+        if told.closed {
+            return Poll::Ready(Read::Closed);
+        }
+        told.readers.push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn next_kept(&mut self, told: &Told) -> Option<TaskEvent> {
+        let mut kept = told.kept.iter();
+        let (number, attempt, event) = kept.find(|(number, ..)| *number >= self.next_number)?;
+        // What is told in the middle of a text comes after what stood before it, but for the text
+        // of an attempt that is void.
+        let is_behind = self.at.attempt == *attempt
+            && *attempt == told.attempt
+            && self.at.offset < told.text.len();
+        if is_behind {
+            return None;
+        }
+        self.next_number = number + 1;
+        if *attempt > self.at.attempt {
+            self.at = EventId {
+                attempt: *attempt,
+                offset: 0,
+            };
+            self.index = 0;
+        }
+        Some(event.clone())
+    }
+
+    fn next_piece(&mut self, text: &str) -> Read {
+        let rest = &text[self.at.offset..];
+        if self.caught_up && rest.len() > self.max_lag {
+            let human = "This reader was too slow and is sent away: come back with Last-Event-ID";
+            let narration = Narration {
+                actor: "queen",
+                action: "reader_too_slow",
+                target: format!("{} bytes behind", rest.len()),
+                human: human.into(),
+            };
+            return Read::TooSlow(self.at, TaskEvent::Narration(narration));
+        }
+        let end = floor_char_boundary(rest, MAX_PIECE);
+        self.at.offset += end;
+        let event = TaskEvent::Token {
+            text: rest[..end].to_owned(),
+            index: self.index,
+        };
+        self.index += 1;
+        Read::Event(self.at, event)
+    }
+}
