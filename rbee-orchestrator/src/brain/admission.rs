@@ -15,13 +15,6 @@ use super::jobs::out_of_time;
 use super::names::Meaning;
 use super::queue::GroupKey;
 
-pub(super) fn shutting_down() -> Error {
-    Error::new(
-        Code::ShuttingDown,
-        "the queen is shutting down; ask again when she is back",
-    )
-}
-
 /// A request that may come in, with what was found out about it.
 struct Admitted {
     key: GroupKey,
@@ -56,18 +49,25 @@ impl Brain {
         Ok(())
     }
 
-    pub(super) fn submit(&mut self, now: Now, request: Box<JobRequest>, out: &mut Vec<Action>) {
+    /// Lets a request in that is confirmed with that: [`super::Event::Submit`] for a caller who is to
+    /// know at once whether it is refused.
+    ///
+    /// # Errors
+    /// Why it is refused. A refusal leaves nothing behind and no [`Action::Finish`].
+    pub fn submit(
+        &mut self,
+        now: Now,
+        request: Box<JobRequest>,
+        out: &mut Vec<Action>,
+    ) -> Result<()> {
         let id = request.id;
-        match self.let_in(now, &request, out) {
-            Err(error) => self.refuse(now, id, error, out),
-            Ok(admitted) => {
-                self.enter(now, request, admitted.key, admitted.held);
-                match admitted.held {
-                    true => self.hold(now, id, out),
-                    false => self.begin(now, id, admitted.tentative, admitted.placement, out),
-                }
-            }
+        let admitted = self.let_in(now, &request, out)?;
+        self.enter(now, request, admitted.key, admitted.held);
+        match admitted.held {
+            true => self.hold(now, id, out),
+            false => self.begin(now, id, admitted.tentative, admitted.placement, out),
         }
+        Ok(())
     }
 
     pub(super) fn confirm(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
@@ -81,7 +81,7 @@ impl Brain {
         if let Some(outcome) = job.cut_short.take() {
             self.conclude(now, id, outcome, out);
         } else if draining && !job.request.asynchronous {
-            self.conclude(now, id, Outcome::Failed(shutting_down()), out);
+            self.conclude(now, id, Outcome::Failed(Error::shutting_down()), out);
         } else if job.held {
             let tenant = job.request.tenant.clone();
             self.hold(now, id, out);
@@ -187,7 +187,7 @@ impl Brain {
     /// Whether the request makes sense, and which model it means.
     fn validate(&self, now: Now, request: &JobRequest) -> Result<Meaning> {
         if self.draining {
-            return Err(shutting_down());
+            return Err(Error::shutting_down());
         }
         if let Some(hive) = &request.constraints.hive
             && !self.hives.contains_key(hive)

@@ -35,7 +35,7 @@ use std::fmt;
 
 use crate::config::Config;
 use crate::domain::{HiveId, HiveRecord, JobId, ModelRef, Mono, Now, Outcome, Worker, WorkerId};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 pub use arrival::{host_and_port, is_loopback};
@@ -156,7 +156,12 @@ impl Brain {
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
         self.mind_the_clock(now);
         match event {
-            Event::Submit(request) => self.submit(now, request, out),
+            Event::Submit(request) => {
+                let id = request.id;
+                if let Err(error) = self.submit(now, request, out) {
+                    self.refuse(now, id, error, out);
+                }
+            }
             Event::Confirm(job) => self.confirm(now, job, out),
             Event::Withdraw(job) => self.withdraw(now, job),
             Event::Recover(request) => self.recover(now, request, out),
@@ -280,7 +285,7 @@ impl Brain {
         let mut jobs: Vec<JobId> = jobs.map(|job| job.request.id).collect();
         jobs.sort_unstable();
         for job in jobs {
-            self.end(now, job, Outcome::Failed(admission::shutting_down()), out);
+            self.end(now, job, Outcome::Failed(Error::shutting_down()), out);
         }
     }
 

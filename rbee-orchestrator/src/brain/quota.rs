@@ -115,6 +115,14 @@ impl Brain {
                 format!("tenant {tenant} may have {concurrent} jobs open at once and has as many"),
                 within_reason(self.rates.until(model, 1, concurrent)),
             ),
+            Over::Daily if request.tokens > daily => (
+                format!(
+                    "the request needs {} tokens and tenant {tenant} may use {daily} a day; ask for \
+                     less, with max_tokens",
+                    request.tokens
+                ),
+                to_midnight(now.wall),
+            ),
             Over::Daily => (
                 format!(
                     "tenant {tenant} may use {daily} tokens a day, and too few are left for the \

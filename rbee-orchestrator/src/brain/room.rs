@@ -61,11 +61,17 @@ impl Brain {
         };
         let after = self.time_to_room(key);
         let victims = victims.ok_or_else(|| {
-            Error::new(
-                Code::SystemAtCapacity,
-                format!("{waiting} requests wait already, as many as may; ask again later"),
-            )
-            .retry_after(after)
+            let message = match capacity.has_room(waiting) {
+                false => {
+                    format!("{waiting} requests wait already, as many as may; ask again later")
+                }
+                true => format!(
+                    "with the {} bytes of this request, those that wait would hold more than {} \
+                     (queue.max_bytes); ask again later",
+                    request.bytes, bounds.max_bytes
+                ),
+            };
+            Error::new(Code::SystemAtCapacity, message).retry_after(after)
         })?;
         for job in victims {
             self.counters.dropped += 1;

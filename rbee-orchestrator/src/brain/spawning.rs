@@ -10,7 +10,6 @@ use crate::error::{Code, Error, Result};
 use crate::scheduler::{Placement, PlacementRequest, place_another_worker};
 
 use super::Brain;
-use super::admission::shutting_down;
 use super::event::{Action, SpawnOrder, Spawned, WorkerCallback};
 use super::jobs::humantime;
 use super::workers::Notes;
@@ -126,7 +125,7 @@ impl Brain {
         out: &mut Vec<Action>,
     ) -> Result<OrderAnswer> {
         if self.draining {
-            return Err(shutting_down());
+            return Err(Error::shutting_down());
         }
         if let Some(hive) = &order.constraints.hive
             && !self.hives.contains_key(hive)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::domain::{ModelRef, TenantId, TenantLimits};
+use crate::domain::{ModelRef, TenantId, TenantLimits, WorkerId};
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
@@ -109,6 +109,23 @@ impl Config {
                     "tenants.{name}.weight must be at least 1"
                 )));
             }
+        }
+        for worker in &self.workers {
+            let url = &worker.url;
+            if crate::brain::host_and_port(url).is_none() {
+                return Err(Error::invalid(format!(
+                    "workers: url {url:?} must be http://host:port"
+                )));
+            }
+            if let Some(id) = &worker.worker_id {
+                WorkerId::new(id)?;
+            }
+            ModelRef::from_name(&worker.model_ref)?;
+        }
+        if self.replay.max_bytes < self.limits.max_response_bytes as u64 {
+            return Err(Error::invalid(
+                "replay.max_bytes must be at least limits.max_response_bytes, the longest answer",
+            ));
         }
         let shares = [
             ("retry.budget_ratio", self.retry.budget_ratio),

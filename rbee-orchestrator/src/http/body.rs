@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::answer::error_object;
 use super::events;
-use crate::domain::JobId;
+use crate::domain::{JobId, TaskEvent};
 use crate::error::Error;
 use crate::orchestrator::{RawReply, TaskEvents, TaskStream};
 use crate::relay::sse;
@@ -218,10 +218,13 @@ impl TaskBody {
         let job = self.stream.job();
         match Pin::new(&mut self.stream).poll_next(cx) {
             Poll::Ready(Some(event)) => {
-                if event.is_terminal() {
-                    self.phase = Phase::Closing;
-                } else if matches!(event, crate::domain::TaskEvent::Token { .. }) {
-                    self.phase = Phase::Flowing;
+                self.phase = match event {
+                    _ if event.is_terminal() => Phase::Closing,
+                    TaskEvent::Token { .. } | TaskEvent::Metrics { .. } => Phase::Flowing,
+                    // An attempt may be void, and the task waits again.
+                    _ => Phase::Waiting,
+                };
+                if self.phase == Phase::Flowing {
                     self.heart.stop();
                 }
                 Poll::Ready(Some(events::encode(job, &event)))

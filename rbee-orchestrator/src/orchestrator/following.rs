@@ -8,7 +8,7 @@ use futures_core::Stream;
 
 use super::Orchestrator;
 use crate::domain::{EventId, JobId, TaskEvent};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::router::{Read, Reader, replay};
 
 /// The events of a task, each with the place behind it. Any number may follow one task; none
@@ -99,7 +99,11 @@ impl Orchestrator {
             None => {
                 let record = self.task(job).await?;
                 if !record.state.is_ended() {
-                    return Err(Error::shutting_down());
+                    let message = format!(
+                        "task {job} is between two lives of the queen, or its ending could not be \
+                         stored yet; ask again"
+                    );
+                    return Err(Error::new(Code::NoCapacity, message));
                 }
                 Source::Ended(replay(&record, after).into_iter())
             }

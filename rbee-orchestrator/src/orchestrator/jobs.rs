@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::submission::{Draft, Wish};
 use super::{Orchestrator, RawReply, TaskStream};
-use crate::brain::{Event, QueuePlace};
+use crate::brain::{Counters, Event, QueuePlace};
 use crate::domain::{
     JobFilter, JobId, JobKind, JobPage, JobRecord, ModelRef, RequestOptions, TaskRequest,
 };
@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::killpoint;
 use crate::relay::openai::{Input, RequestBody};
 use crate::router::{Flow, Payload};
-use crate::store::{JobChange, Submission, Submitted};
+use crate::store::{Submission, Submitted};
 
 /// An OpenAI request: its body as received, read only as far as it must be.
 #[derive(Debug)]
@@ -69,16 +69,18 @@ impl Orchestrator {
     /// …; `CONFLICT` when the idempotency key belongs to another task.
     pub async fn submit(&self, task: TaskRequest) -> Result<TaskStream> {
         let draft = self.draft_task(task, false)?;
-        let taken = match draft.is_durable() {
-            true => self.take_in_durably(draft).await?,
-            false => Taken::New(self.take_in(draft).await?),
-        };
-        Ok(match taken {
-            Taken::New(flow) => TaskStream::new(flow, self.driver.clone()),
+        if !draft.is_durable() {
+            let flow = self.take_in(draft).await?;
+            return Ok(TaskStream::new(flow, self.driver.clone()));
+        }
+        match self.take_in_durably(draft).await? {
+            Taken::Attended(stream) => Ok(stream),
             Taken::Repeated(first) => {
-                TaskStream::following(first.id, self.events(first.id, None).await?)
+                let events = self.events(first.id, None).await?;
+                Ok(TaskStream::following(first.id, events))
             }
-        })
+            Taken::Stored => Err(Error::internal("an interactive task ran unattended")),
+        }
     }
 
     /// Submits a task that outlives its caller, and the queen: it is on disk when this returns.
@@ -93,7 +95,7 @@ impl Orchestrator {
         let draft = self.draft_task(task, true)?;
         let record = draft.record.clone();
         match self.take_in_durably(draft).await? {
-            Taken::New(_) => Ok(record),
+            Taken::Stored | Taken::Attended(_) => Ok(record),
             Taken::Repeated(first) => Ok(*first),
         }
     }
@@ -127,12 +129,8 @@ impl Orchestrator {
     async fn take_in(&self, draft: Draft) -> Result<Arc<Flow>> {
         let driver = &self.driver;
         driver.store.ready().await?;
-        driver.store.record(JobChange::Submitted {
-            record: Box::new(draft.record),
-            request: draft.stored,
-        });
         let flow = driver.new_flow(draft.call);
-        driver.take_in(flow.clone(), Event::Submit(draft.request));
+        driver.submit(&flow, draft.request, Box::new(draft.record), draft.stored)?;
         match flow.refusal() {
             Some(error) => Err(error),
             None => Ok(flow),
@@ -149,6 +147,11 @@ impl Orchestrator {
 
     async fn store_and_confirm(&self, draft: Draft) -> Result<Taken> {
         let driver = &self.driver;
+        let record = &draft.record;
+        let _alone = match &record.idempotency_key {
+            Some(key) => Some(driver.lock_key(&record.tenant, key).await),
+            None => None,
+        };
         if let Some(first) = self.first_with_key(&draft).await? {
             return Ok(Taken::Repeated(first));
         }
@@ -169,11 +172,16 @@ impl Orchestrator {
         match submitted? {
             Submitted::New => {
                 killpoint::pass("submit-inserted");
-                if asynchronous {
-                    driver.run_unattended(flow.clone());
-                }
+                // Before it can run: a caller who has gone takes it along.
+                let taken = match asynchronous {
+                    true => {
+                        driver.run_unattended(flow);
+                        Taken::Stored
+                    }
+                    false => Taken::Attended(TaskStream::new(flow, driver.clone())),
+                };
                 driver.feed(Event::Confirm(id));
-                Ok(Taken::New(flow))
+                Ok(taken)
             }
             Submitted::Repeated(first) => Ok(Taken::Repeated(first)),
             Submitted::OtherRequest(first) => Err(key_is_taken(first)),
@@ -194,6 +202,12 @@ impl Orchestrator {
             Some(first) if first.request_hash != record.request_hash => Err(key_is_taken(first.id)),
             first => Ok(first.map(Box::new)),
         }
+    }
+
+    /// How often what happened since the start: retries, refused reports of older attempts, ….
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.driver.look(|brain, _| brain.counters())
     }
 
     /// Where a job stands in the queue, if it waits.
@@ -247,9 +261,13 @@ impl Orchestrator {
     }
 }
 
-/// What came of taking a job in.
+/// What came of taking a job in durably.
 enum Taken {
-    New(Arc<Flow>),
+    /// It is on disk and goes on by itself.
+    Stored,
+    /// It is on disk and belongs to whoever holds this.
+    Attended(TaskStream),
+    /// It was submitted before.
     Repeated(Box<JobRecord>),
 }
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use uuid::Uuid;
 
-use crate::brain::{Brain, Event};
+use crate::brain::Brain;
 use crate::config::Config;
 use crate::domain::{Ending, HiveId, HiveRecord, HiveSpec, JobRecord, Outcome, UnixMillis};
 use crate::error::{Error, Result};
@@ -164,15 +164,13 @@ impl Builder {
             hive_parts,
             hive_authorization,
         };
-        for worker in &orchestrator.driver.config.workers {
-            orchestrator.register_static(worker)?;
+        match orchestrator.take_over(&records, recovered.waiting).await {
+            Ok(()) => Ok(orchestrator),
+            Err(error) => {
+                orchestrator.driver.end_tasks().await;
+                Err(error)
+            }
         }
-        orchestrator.start_known_hives(&records);
-        // Last: what runs them is known now.
-        for (record, stored) in recovered.waiting {
-            orchestrator.take_up(record, &stored).await?;
-        }
-        Ok(orchestrator)
     }
 }
 
@@ -199,13 +197,30 @@ fn default_log_dir() -> PathBuf {
 }
 
 impl Orchestrator {
+    /// Takes over what was configured, and what an earlier life left.
+    async fn take_over(
+        &self,
+        hives: &[HiveRecord],
+        waiting: Vec<(JobRecord, Vec<u8>)>,
+    ) -> Result<()> {
+        for worker in &self.driver.config.workers {
+            self.register_static(worker)?;
+        }
+        self.start_known_hives(hives);
+        // Last: what runs them is known now.
+        for (record, stored) in waiting {
+            self.take_up(record, &stored).await?;
+        }
+        Ok(())
+    }
+
     /// Takes up a job that an earlier life left waiting.
     async fn take_up(&self, record: JobRecord, stored: &[u8]) -> Result<()> {
         let driver = &self.driver;
         match self.draft_again(&record, stored) {
             Ok(draft) => {
                 let flow = driver.new_flow(draft.call);
-                driver.take_in(flow.clone(), Event::Recover(draft.request));
+                driver.recover(flow.clone(), draft.request);
                 driver.run_unattended(flow);
             }
             Err(error) => {

@@ -14,7 +14,7 @@ use super::TaskEvents;
 use super::driver::Driver;
 use crate::brain::Event;
 use crate::domain::{JobId, TaskEvent};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::router::{Flow, Step, Whole, client_gone};
 
 /// A submitted job that somebody holds on to.
@@ -74,6 +74,7 @@ impl std::fmt::Debug for TaskStream {
 
 impl TaskStream {
     pub(super) fn new(flow: Arc<Flow>, driver: Arc<Driver>) -> Self {
+        flow.hand_out();
         TaskStream {
             job: flow.id(),
             source: Source::Own(Held { flow, driver }),
@@ -117,7 +118,11 @@ impl TaskStream {
                 let next = std::task::ready!(Pin::new(&mut *events).poll_next(cx));
                 let cut_off = || TaskEvent::Error {
                     job: self.job,
-                    error: Error::shutting_down(),
+                    error: Error::new(
+                        Code::Interrupted,
+                        "the task goes on without this stream, which was too slow or ends with the \
+                         queen: follow GET /v2/tasks/{id}/events",
+                    ),
                 };
                 return Poll::Ready(match next {
                     Some((_, event)) => Some(event),
@@ -208,6 +213,7 @@ impl std::fmt::Debug for RawReply {
 
 impl RawReply {
     pub(super) fn new(flow: Arc<Flow>, driver: Arc<Driver>) -> Self {
+        flow.hand_out();
         RawReply {
             held: Held { flow, driver },
         }

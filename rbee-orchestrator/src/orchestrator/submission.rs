@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -22,12 +21,6 @@ const BYTES_PER_TOKEN: u64 = 4;
 const UNBOUNDED_ANSWER: u64 = 512;
 
 const LONGEST_KEY: usize = 255;
-
-/// What the store keeps of a task that is to run in another life of the queen.
-#[derive(Serialize, Deserialize)]
-struct StoredTask {
-    task: TaskRequest,
-}
 
 /// A job that has not been taken in.
 pub(super) struct Draft {
@@ -161,10 +154,15 @@ impl Orchestrator {
 
     /// Reads what an earlier life kept back into a job.
     pub(super) fn draft_again(&self, record: &JobRecord, stored: &[u8]) -> Result<Draft> {
-        let stored: StoredTask = serde_json::from_slice(stored).map_err(|error| {
+        let task: TaskRequest = serde_json::from_slice(stored).map_err(|error| {
             Error::internal(format!("the stored request can't be read: {error}"))
         })?;
-        let mut draft = self.draft_task(stored.task, true)?;
+        let mut draft = self.draft_task(task, true)?;
+        let waited = UnixMillis::now().since(record.submitted_at);
+        if record.attempt == 0 {
+            let left = draft.request.queue_timeout.saturating_sub(waited);
+            draft.request.queue_timeout = left;
+        }
         draft.request.id = record.id;
         draft.request.attempts = record.attempt;
         draft.request.submitted_at = record.submitted_at;
@@ -204,16 +202,25 @@ fn digest(payload: &Payload, kept: bool) -> Result<Digest> {
             Ok(digest(bytes, kept.then(|| bytes.to_vec())))
         }
         Payload::Task(task) => {
-            // What names the attempt to submit it, and not the task, must not tell two apart.
-            let mut task = (**task).clone();
-            task.options.idempotency_key = None;
-            task.options.correlation_id = None;
-            let bytes = serde_json::to_vec(&StoredTask { task })
-                .map_err(|error| Error::internal(format!("a task can't be written: {error}")))?;
-            let stored = kept.then(|| bytes.clone());
-            Ok(digest(&bytes, stored))
+            let stored = kept.then(|| written(task)).transpose()?;
+            // What is said of this attempt to submit it, and not of the task, must not tell two apart.
+            let mut task = task.clone();
+            task.options = RequestOptions {
+                idempotency_key: None,
+                correlation_id: None,
+                deadline: None,
+                total_timeout: None,
+                queue_timeout: None,
+                ..task.options
+            };
+            Ok(digest(&written(&task)?, stored))
         }
     }
+}
+
+fn written(task: &TaskRequest) -> Result<Vec<u8>> {
+    serde_json::to_vec(task)
+        .map_err(|error| Error::internal(format!("a task can't be written: {error}")))
 }
 
 /// How many tokens the request will use at most, as far as it says: those of its input by their

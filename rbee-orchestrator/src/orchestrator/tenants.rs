@@ -1,5 +1,7 @@
 //! Tenants: who is known, and what they used.
 
+use std::collections::BTreeMap;
+
 use super::Orchestrator;
 use crate::config::Config;
 use crate::domain::{Tenant, TenantId, UnixMillis, UsageFilter, UsageRow};
@@ -18,14 +20,16 @@ pub(super) async fn known(store: &dyn Store) -> Result<Known> {
         since_day: Some(UnixMillis::now().day()),
         ..UsageFilter::default()
     };
-    let rows = store.usage(&today).await?;
-    let used = |row: UsageRow| {
-        let tokens = row.tokens_in.saturating_add(row.tokens_out);
-        (row.tenant, tokens)
-    };
+    let mut used = BTreeMap::<TenantId, u64>::new();
+    for row in store.usage(&today).await? {
+        let tokens = used.entry(row.tenant).or_default();
+        *tokens = tokens
+            .saturating_add(row.tokens_in)
+            .saturating_add(row.tokens_out);
+    }
     Ok(Known {
         stored: store.tenants().await?,
-        used_today: rows.into_iter().map(used).collect(),
+        used_today: used.into_iter().collect(),
     })
 }
 
@@ -55,7 +59,8 @@ impl Orchestrator {
         Ok(all)
     }
 
-    /// Makes a tenant known, in place of an older one of its name; durable when it returns.
+    /// Makes a tenant known, in place of an older one of its name; durable when it returns. Goes on to
+    /// its end when it is dropped.
     ///
     /// # Errors
     /// `CONFLICT` when the configuration has one of that name, `INVALID_REQUEST`, `STORE_FAILED`.
@@ -64,21 +69,31 @@ impl Orchestrator {
         if tenant.limits.weight == 0 {
             return Err(Error::invalid("weight must be at least 1").param("weight"));
         }
-        self.driver.store.put_tenant(tenant).await?;
-        self.tell_tenants().await
+        let this = self.clone();
+        self.to_its_end(async move {
+            let _alone = this.driver.tenants.lock().await;
+            this.driver.store.put_tenant(tenant).await?;
+            this.tell_tenants().await
+        })
+        .await
     }
 
-    /// Forgets a tenant; what it has open goes on.
+    /// Forgets a tenant; what it has open goes on. Goes on to its end when it is dropped.
     ///
     /// # Errors
     /// `NOT_FOUND`, `CONFLICT` when it is of the configuration, `STORE_FAILED`.
     pub async fn remove_tenant(&self, id: &TenantId) -> Result<()> {
         self.check_is_stored(id)?;
-        if !self.driver.store.remove_tenant(id).await? {
-            let message = format!("there is no tenant {id}");
-            return Err(Error::new(Code::NotFound, message).param("tenant_id"));
-        }
-        self.tell_tenants().await
+        let (this, id) = (self.clone(), id.clone());
+        self.to_its_end(async move {
+            let _alone = this.driver.tenants.lock().await;
+            if !this.driver.store.remove_tenant(&id).await? {
+                let message = format!("there is no tenant {id}");
+                return Err(Error::new(Code::NotFound, message).param("tenant_id"));
+            }
+            this.tell_tenants().await
+        })
+        .await
     }
 
     /// What was used, by day, tenant and model.

@@ -91,6 +91,8 @@ type Opening = Pin<Box<dyn Future<Output = Result<Opened, attempt::Failure>> + S
 enum Stage {
     /// For a worker, or for what the brain makes of an attempt that failed.
     Waiting,
+    /// It has a worker, and the dispatch is on its way to the disk.
+    Recording(Box<Assignment>),
     Assigned(Box<Assignment>),
     Opening {
         lease: Lease,
@@ -169,7 +171,7 @@ impl Flow {
                 dispatched: Instant::now(),
                 ending: Vec::new(),
                 waker: None,
-                awaiting: Awaiting::Client,
+                awaiting: Awaiting::Worker,
                 since,
                 settled: false,
             }),
@@ -214,15 +216,44 @@ impl Flow {
         state.wake();
     }
 
-    /// Gives the job a worker. A flow that is over gives the lease back at once.
+    /// Gives the job a worker. That of an asynchronous one is called when [`Flow::recorded`] says so.
+    /// A flow that is over gives the lease back at once.
     pub(crate) fn assign(&self, assignment: Assignment) {
         let mut state = self.lock();
         if let Stage::Waiting = state.stage {
             // What an earlier attempt has left is void.
             state.last_steps.clear();
-            state.stage = Stage::Assigned(Box::new(assignment));
+            let assignment = Box::new(assignment);
+            state.stage = match self.call.asynchronous {
+                true => Stage::Recording(assignment),
+                false => Stage::Assigned(assignment),
+            };
             state.wake();
         }
+    }
+
+    /// The dispatch with this number is on disk.
+    pub(crate) fn recorded(&self, attempt: Attempt) {
+        let mut state = self.lock();
+        match std::mem::replace(&mut state.stage, Stage::Waiting) {
+            Stage::Recording(assignment) if assignment.attempt == attempt => {
+                state.stage = Stage::Assigned(assignment);
+                state.wake();
+            }
+            other => state.stage = other,
+        }
+    }
+
+    /// Whether there is nothing left to do but to tell and to record the ending.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.lock().stage, Stage::Over)
+    }
+
+    /// A client is about to poll: it may be given up when it does not.
+    pub(crate) fn hand_out(&self) {
+        let mut state = self.lock();
+        state.awaiting = Awaiting::Client;
+        state.since = self.parts.ticks.now();
     }
 
     /// Ends the job from outside: the worker's connection closes now, the lease goes back with
@@ -289,7 +320,7 @@ impl Flow {
         }
         match stage {
             Stage::Waiting | Stage::Over => None,
-            Stage::Assigned(assignment) => Some(assignment.attempt),
+            Stage::Recording(assignment) | Stage::Assigned(assignment) => Some(assignment.attempt),
             Stage::Opening { lease, .. } => Some(lease.attempt()),
             Stage::Streaming(streaming) => Some(streaming.into_lease().attempt()),
         }

@@ -43,26 +43,23 @@ impl Patience {
 }
 
 impl Flow {
-    /// Cuts the flow off when its client has stood still for too long, and its attempt when its
-    /// worker has. To be called once after each tick.
-    pub(crate) fn check_patience(&self, patience: &Patience) {
+    /// Cuts an attempt off when its worker has stood still for too long; says why the job is to be
+    /// cancelled when its client has. To be called once after each tick.
+    pub(crate) fn check_patience(&self, patience: &Patience) -> Option<Error> {
         let mut state = self.lock();
         let idle = patience.period() * self.parts.ticks.now().wrapping_sub(state.since);
         match state.awaiting {
-            _ if matches!(state.stage, Stage::Over) => {}
-            Awaiting::Client if idle > patience.client_stall => {
-                drop(state);
-                self.abort(&Outcome::Cancelled(Error::new(
-                    Code::Cancelled,
-                    "the client took no byte for too long and was given up",
-                )));
-            }
+            _ if matches!(state.stage, Stage::Over) => None,
+            Awaiting::Client => (idle > patience.client_stall).then(|| {
+                let message = "the client took no byte for too long and was given up";
+                Error::new(Code::Cancelled, message)
+            }),
             Awaiting::Worker => {
                 if let Some(error) = state.is_too_slow(idle, patience) {
                     state.give_back(&Outcome::Failed(error), Blame::Worker);
                 }
+                None
             }
-            Awaiting::Client => {}
         }
     }
 }
@@ -73,7 +70,9 @@ impl State {
         let begun = match &self.stage {
             Stage::Streaming(stream) => stream.has_begun(),
             Stage::Opening { .. } => false,
-            Stage::Waiting | Stage::Assigned(_) | Stage::Over => return None,
+            Stage::Waiting | Stage::Recording(_) | Stage::Assigned(_) | Stage::Over => {
+                return None;
+            }
         };
         let timeout = |message| Some(Error::new(Code::Timeout, message));
         let took = Instant::now().saturating_duration_since(self.dispatched);

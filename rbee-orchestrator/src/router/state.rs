@@ -40,7 +40,9 @@ impl State {
         match std::mem::replace(&mut self.stage, Stage::Waiting) {
             Stage::Waiting => {}
             Stage::Over => self.stage = Stage::Over,
-            Stage::Assigned(assignment) => assignment.lease.end(Report::of(outcome.clone())),
+            Stage::Recording(assignment) | Stage::Assigned(assignment) => {
+                assignment.lease.end(Report::of(outcome.clone()));
+            }
             Stage::Opening { lease, opening } => {
                 drop(opening);
                 lease.end_early(Report {
@@ -58,7 +60,7 @@ impl State {
             return Poll::Ready(Step::Notice(notice));
         }
         match &mut self.stage {
-            Stage::Waiting => Poll::Pending,
+            Stage::Waiting | Stage::Recording(_) => Poll::Pending,
             Stage::Assigned(_) => Poll::Ready(self.begin(flow)),
             Stage::Opening { opening, .. } => match opening.as_mut().poll(cx) {
                 Poll::Pending => Poll::Pending,

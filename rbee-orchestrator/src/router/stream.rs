@@ -321,7 +321,8 @@ impl Streaming {
             ));
         }
         let error = journal.add(text).err()?;
-        self.blame = Blame::Load(None);
+        // No worker is to blame, and another could say no more.
+        self.blame = Blame::Request;
         Some(error)
     }
 

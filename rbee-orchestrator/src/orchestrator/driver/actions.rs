@@ -66,12 +66,11 @@ impl Driver {
                     model,
                     at,
                 };
-                match core.flows.get(&job) {
-                    Some(flow) if flow.call.asynchronous => {
-                        self.assign_durably(flow.clone(), assignment);
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.assign(assignment);
+                    if flow.call.asynchronous {
+                        self.record_dispatch(flow.clone(), attempt);
                     }
-                    Some(flow) => flow.assign(assignment),
-                    None => {}
                 }
             }
             Action::Abort { job, outcome } => {

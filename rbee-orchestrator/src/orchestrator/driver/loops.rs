@@ -56,7 +56,10 @@ impl Driver {
             let flows: Vec<Arc<Flow>> = self.lock().flows.values().cloned().collect();
             self.flow_parts.ticks.advance();
             for flow in flows {
-                flow.check_patience(&patience);
+                if let Some(error) = flow.check_patience(&patience) {
+                    let job = flow.id();
+                    self.feed(Event::Cancel { job, error });
+                }
             }
             self.catch_up();
         }

@@ -6,6 +6,7 @@ mod unattended;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,11 +21,14 @@ use super::clock::Clock;
 use super::connector::HiveMap;
 use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::config::Config;
-use crate::domain::{JobId, Mono, Now, WorkerId};
+use crate::domain::{JobId, JobRecord, Mono, Now, TenantId, WorkerId};
 use crate::error::{Error, Result};
 use crate::relay::pool::Pool;
 use crate::router::{Call, Flow, FlowParts, Inbox, Journal, TextBudget, Ticks};
-use crate::store::Store;
+use crate::store::{JobChange, Store};
+
+/// Keys that can come in at once without waiting for each other, at most.
+const KEY_LOCKS: usize = 1024;
 
 /// The brain, with the jobs whose clients wait.
 pub(in crate::orchestrator) struct Core {
@@ -42,6 +46,11 @@ pub(in crate::orchestrator) struct Driver {
     pub(in crate::orchestrator) store: Arc<dyn Store>,
     pub(in crate::orchestrator) pool: Arc<Pool>,
     flow_parts: Arc<FlowParts>,
+    /// Held while tenants change, so that brain and store agree.
+    pub(in crate::orchestrator) tenants: tokio::sync::Mutex<()>,
+    /// Held while a job with an idempotency key comes in, by the key's hash: those that come at once
+    /// with one key must find the first.
+    keys: Vec<tokio::sync::Mutex<()>>,
     pub(in crate::orchestrator) hives: Arc<HiveMap>,
     pub(in crate::orchestrator) clock: Clock,
     tasks: TaskTracker,
@@ -79,6 +88,10 @@ impl Driver {
         };
         Driver {
             flow_parts: Arc::new(flow_parts),
+            tenants: tokio::sync::Mutex::default(),
+            keys: (0..KEY_LOCKS)
+                .map(|_| tokio::sync::Mutex::default())
+                .collect(),
             config,
             owner,
             store,
@@ -192,6 +205,18 @@ impl Driver {
         flow.map(|flow| flow.journal())
     }
 
+    /// Waits until no other job with this key is coming in.
+    pub(in crate::orchestrator) async fn lock_key(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+    ) -> tokio::sync::MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        (tenant, key).hash(&mut hasher);
+        let at = hasher.finish() as usize % self.keys.len();
+        self.keys[at].lock().await
+    }
+
     /// Asks whether a job may come in; it is counted then, and waits for its confirmation.
     pub(in crate::orchestrator) fn admit(
         self: &Arc<Self>,
@@ -213,13 +238,46 @@ impl Driver {
         self.lock().flows.remove(&job);
     }
 
-    /// Takes a job in. Its flow is known before the brain can act on it.
-    pub(in crate::orchestrator) fn take_in(self: &Arc<Self>, flow: Arc<Flow>, event: Event) {
+    /// Takes a job in that is to be recorded as soon as it is let in.
+    ///
+    /// # Errors
+    /// Why it is refused; then nothing is recorded of it.
+    pub(in crate::orchestrator) fn submit(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: Box<JobRequest>,
+        record: Box<JobRecord>,
+        stored: Option<Vec<u8>>,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        let mut core = self.lock();
+        // Both before what the brain wants is carried out.
+        core.flows.insert(flow.id(), flow.clone());
+        let submitted = self.decide_in(&mut core, now, |brain, now, out| {
+            brain.submit(now, request, out)?;
+            self.store.record(JobChange::Submitted {
+                record,
+                request: stored,
+            });
+            Ok(())
+        });
+        if submitted.is_err() {
+            core.flows.remove(&flow.id());
+        }
+        submitted
+    }
+
+    /// Takes a job up that an earlier life left.
+    pub(in crate::orchestrator) fn recover(
+        self: &Arc<Self>,
+        flow: Arc<Flow>,
+        request: Box<JobRequest>,
+    ) {
         let now = self.clock.now();
         let mut core = self.lock();
         core.flows.insert(flow.id(), flow);
         self.decide_in(&mut core, now, |brain, now, out| {
-            brain.handle(now, event, out);
+            brain.handle(now, Event::Recover(request), out);
         });
     }
 

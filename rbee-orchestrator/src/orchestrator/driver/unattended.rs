@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use super::Driver;
 use crate::domain::{Attempt, Ending};
-use crate::router::{Assignment, Flow, Step};
+use crate::router::{Flow, Step};
 use crate::store::JobChange;
 
-/// Between two tries to write what somebody waits for.
-const STORE_RETRY: Duration = Duration::from_millis(250);
+/// Pause before what could not be written is tried again; doubles each time.
+const STORE_RETRY_FIRST: Duration = Duration::from_millis(250);
+
+/// The longest such pause.
+const STORE_RETRY_MAX: Duration = Duration::from_secs(4);
 
 impl Driver {
     /// Does the work of a job whose client does not wait for it.
@@ -36,19 +39,23 @@ impl Driver {
         });
     }
 
-    /// Gives a job its worker when its dispatch is on disk: after a crash no other attempt may have
-    /// the number of one whose text somebody has read.
-    pub(super) fn assign_durably(self: &Arc<Self>, flow: Arc<Flow>, assignment: Assignment) {
+    /// Lets an attempt begin when its dispatch is on disk: after a crash no other may have the number
+    /// of one whose text somebody has read.
+    pub(super) fn record_dispatch(self: &Arc<Self>, flow: Arc<Flow>, attempt: Attempt) {
         let driver = self.clone();
         self.spawn(async move {
             let written = async {
-                while let Err(error) = driver.store.flush().await {
+                let mut pause = STORE_RETRY_FIRST;
+                while let Err(error) = driver.store.flush().await
+                    && !flow.is_over()
+                {
                     tracing::warn!(job = %flow.id(), %error, "the dispatch is not stored yet");
-                    tokio::time::sleep(STORE_RETRY).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(STORE_RETRY_MAX);
                 }
             };
             tokio::select! {
-                () = written => flow.assign(assignment),
+                () = written => flow.recorded(attempt),
                 () = driver.stop.cancelled() => {}
             }
         });
@@ -66,9 +73,11 @@ impl Driver {
         self.spawn(async move {
             let job = flow.id();
             let written = async {
+                let mut pause = STORE_RETRY_FIRST;
                 while let Err(error) = driver.store.finish(job, attempt, ending.clone()).await {
                     tracing::warn!(%job, %error, "the ending is not stored yet");
-                    tokio::time::sleep(STORE_RETRY).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(STORE_RETRY_MAX);
                 }
             };
             tokio::select! {
@@ -80,10 +89,13 @@ impl Driver {
     }
 
     /// Lets go of the asynchronous jobs that have not ended: another life of the queen goes on with
-    /// them.
-    pub(in crate::orchestrator) fn shelve_all(&self) {
+    /// them. What has been said of them is taken in first.
+    pub(in crate::orchestrator) fn shelve_all(self: &Arc<Self>) {
+        let now = self.clock.now();
         let mut core = self.lock();
-        let shelved = core.flows.extract_if(|_, flow| flow.call.asynchronous);
+        self.decide_in(&mut core, now, |_, _, _| ());
+        let goes_on = |flow: &Arc<Flow>| flow.call.asynchronous && !flow.is_over();
+        let shelved = core.flows.extract_if(|_, flow| goes_on(flow));
         for (job, flow) in shelved {
             if let Some(attempt) = flow.shelve() {
                 self.store.record(JobChange::Requeued {

@@ -8,7 +8,7 @@ mod replay;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -70,7 +70,9 @@ struct Told {
     ending: Option<Vec<TaskEvent>>,
     /// Nothing more will be told here, though the job has not ended.
     closed: bool,
-    readers: Vec<Waker>,
+    /// Those who wait, each by its own number.
+    readers: HashMap<u64, Waker>,
+    next_reader: u64,
 }
 
 impl Told {
@@ -84,7 +86,7 @@ impl Told {
     }
 
     fn wake(&mut self) {
-        self.readers.drain(..).for_each(Waker::wake);
+        self.readers.drain().for_each(|(_, waker)| waker.wake());
     }
 }
 
@@ -143,10 +145,14 @@ impl Journal {
         self.told().text.clone()
     }
 
-    /// Tells how the job ended. Only the first ending counts.
+    /// Tells how the job ended. Only the first ending counts. The text, which only those who read it
+    /// just now still keep, is no longer counted.
     pub(crate) fn end(&self, ending: Vec<TaskEvent>) {
         let mut told = self.told();
-        told.ending.get_or_insert(ending);
+        if told.ending.is_none() {
+            told.ending = Some(ending);
+            self.budget.give_back(told.text.len() as u64);
+        }
         told.wake();
     }
 
@@ -161,6 +167,8 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         let told = self.told.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.budget.give_back(told.text.len() as u64);
+        if told.ending.is_none() {
+            self.budget.give_back(told.text.len() as u64);
+        }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) enum Read {
 /// A place in a journal.
 pub(crate) struct Reader {
     journal: Arc<Journal>,
+    number: u64,
     next_number: u64,
     at: EventId,
     /// Counts this reader's pieces of text in this attempt.
@@ -37,15 +38,17 @@ pub(crate) struct Reader {
 impl Reader {
     /// Begins after an event, or at the beginning.
     pub(crate) fn new(journal: Arc<Journal>, after: Option<EventId>, max_lag: usize) -> Self {
-        let (next_number, at) = {
-            let told = journal.told();
+        let (number, next_number, at) = {
+            let mut told = journal.told();
+            told.next_reader += 1;
+            let number = told.next_reader;
             let newest = told.attempt;
             let first_of = |attempt| {
                 let mut kept = told.kept.iter();
                 let found = kept.find(|(_, of, _)| *of == attempt);
                 found.map_or(told.next_number, |(number, _, _)| *number)
             };
-            match after {
+            let (next_number, at) = match after {
                 None => (0, EventId::default()),
                 Some(after) if after.attempt == newest => {
                     let offset = floor_char_boundary(&told.text, after.offset);
@@ -56,10 +59,12 @@ impl Reader {
                     (told.next_number, at)
                 }
                 Some(_) => (first_of(newest), EventId::default()),
-            }
+            };
+            (number, next_number, at)
         };
         Reader {
             journal,
+            number,
             next_number,
             at,
             index: 0,
@@ -88,7 +93,7 @@ impl Reader {
         if told.closed {
             return Poll::Ready(Read::Closed);
         }
-        told.readers.push(cx.waker().clone());
+        told.readers.insert(self.number, cx.waker().clone());
         Poll::Pending
     }
 
@@ -134,5 +139,11 @@ impl Reader {
         };
         self.index += 1;
         Read::Event(self.at, event)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.journal.told().readers.remove(&self.number);
     }
 }
