@@ -5,6 +5,8 @@ use rbee_tests::harness::{
     Client, EventStream, Home, Launch, Queen, Reply, StubEngine, assert_error, eventually,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::thread;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -193,6 +195,65 @@ fn a_tenants_tokens_of_a_day_are_counted_over_restarts() {
     });
     queen.kill();
     refused(&house.start(&config));
+}
+
+#[test]
+fn what_a_tenant_used_of_several_models_adds_up_over_a_restart() {
+    let house = House::new();
+    let other = house.home.stub(&["--words"]);
+    let start = || {
+        let launch = house.home.queen().worker(&house.stub, MODEL, 4);
+        let launch = launch.worker(&other, "file:other", 4);
+        launch.config("tenants.red.tokens_per_day = 200").start()
+    };
+    let queen = start();
+    let of_other = |tokens| {
+        let mut task = of("red", tokens);
+        task["model"] = json!("file:other");
+        task
+    };
+    // Eight tokens of each prompt, as the engine counts them, and these of the answers.
+    for task in [of("red", 80), of_other(80)] {
+        let done = queen.ask("/v2/tasks", &whole(task));
+        assert_eq!(done.status, 200, "{}", done.text);
+    }
+    eventually("both are on the disk", 5 * SECOND, || {
+        let usage = queen.look("/v2/usage?tenant=red").json();
+        usage["usage"]
+            .as_array()
+            .is_some_and(|rows| rows.len() == 2)
+    });
+    queen.kill();
+    let refused = start().try_submit(&of("red", 80));
+    assert_error(&refused, 429, "QUOTA_EXCEEDED", &["red"]);
+}
+
+#[test]
+fn a_crowd_with_one_key_is_one_task_where_the_tenant_may_have_only_one() {
+    let house = House::new();
+    let queen = house.start(&["tenants.red.max_concurrent = 1"]);
+    let mut wish = of("red", 50);
+    wish["idempotency_key"] = json!("crowd");
+    let ids: BTreeSet<String> = thread::scope(|scope| {
+        let asking: Vec<_> = (0..16)
+            .map(|_| scope.spawn(|| queen.submit(&wish)))
+            .collect();
+        let answers = asking.into_iter();
+        answers
+            .map(|asked| asked.join().expect("it is accepted"))
+            .collect()
+    });
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[test]
+fn a_refused_request_leaves_no_record() {
+    let house = House::new();
+    let queen = house.start(&["tenants.red.max_concurrent = 1"]);
+    let refused = queen.ask("/v2/tasks", &whole(of("nobody", 1)));
+    assert_error(&refused, 403, "FORBIDDEN", &["nobody"]);
+    assert_eq!(queen.tasks("").len(), 0);
+    assert_eq!(queen.look("/v2/usage").json()["usage"], json!([]));
 }
 
 #[test]

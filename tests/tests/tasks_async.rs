@@ -1,7 +1,7 @@
 //! Tasks that outlive their connections: accepted, repeated, cancelled, listed.
 
 use rbee_tests::harness::events::assert_task_failed;
-use rbee_tests::harness::{Home, Queen, Shared, StubEngine, assert_error, eventually};
+use rbee_tests::harness::{Home, Queen, Shared, StubEngine, assert_error, eventually, raw};
 use rbee_tests::words;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -169,6 +169,38 @@ fn a_crowd_that_asks_with_one_key_gets_one_task() {
     assert_eq!(ids.len(), 1, "{ids:?}");
     let of_model = format!("model={}", house.model);
     assert_eq!(house.queen().tasks(&of_model).len(), 1);
+}
+
+#[test]
+fn a_key_finds_its_task_whatever_the_headers_of_the_repetition_say() {
+    let house = House::new("headers", &[]);
+    let wish = keyed(&house.task(2), "headers");
+    let first = house.queen().submit(&wish);
+    let later = OffsetDateTime::now_utc() + Duration::from_secs(60);
+    let later = later.format(&Rfc3339).expect("a time can be written");
+    let again = house.queen().header("x-request-deadline", &later);
+    let again = again.header("x-request-timeout-ms", "30000");
+    let again = again.header("prefer", "respond-async");
+    let reply = again.post("/v2/tasks", &wish).expect("an answer");
+    assert_eq!(reply.accepted(), first);
+}
+
+#[test]
+fn a_client_that_leaves_while_its_keyed_task_comes_in_leaves_no_slot_taken() {
+    let house = House::new("left", &["--itl-ms", "50"]);
+    let mut wish = house.task(1000);
+    for number in 0..20 {
+        wish["idempotency_key"] = json!(format!("left-{number}"));
+        let stream = raw::post(house.queen(), "/v2/tasks", &[], &wish.to_string());
+        drop(stream.expect("the queen listens"));
+    }
+    eventually("nobody works for those who left", 5 * SECOND, || {
+        let open = |state: &str| {
+            let query = format!("model={}&state={state}", house.model);
+            house.queen().tasks(&query).len()
+        };
+        open("queued") + open("running") == 0 && house.stub.count("in_flight") == 0
+    });
 }
 
 #[test]
