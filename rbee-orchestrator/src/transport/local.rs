@@ -67,7 +67,7 @@ impl LocalTransport {
         tracing::info!(port, pid = process.pid, program = %program.display(), "hive started");
 
         let settled = async {
-            wait_for_health(port).await;
+            wait_for_health(self, port).await;
             let served = move || ports::is_served_by_group(port, process.pid);
             if !blocking(served).await {
                 tokio::time::sleep(SETTLE).await;
@@ -342,8 +342,8 @@ fn process_id(process: &HiveProcess) -> Result<Option<ProcessId>> {
     }
 }
 
-async fn wait_for_health(port: u16) {
-    while !probe::answers_health(port).await {
+async fn wait_for_health(transport: &LocalTransport, port: u16) {
+    while !probe::answers_health(transport, port).await {
         tokio::time::sleep(POLL).await;
     }
 }

@@ -7,6 +7,8 @@ mod ports;
 mod probe;
 mod process;
 mod program;
+pub mod report;
+pub mod ssh;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,10 +18,12 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::domain::HiveProcess;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
+use report::{Item, Report};
 
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
+pub use ssh::{SshOptions, SshTransport};
 
 /// A byte stream to a port of a hive's machine.
 pub trait HiveStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -86,6 +90,33 @@ pub trait HiveTransport: Send + Sync + 'static {
     /// # Errors
     /// `HIVE_UNREACHABLE`, with what is missing and the cure.
     async fn preflight(&self, command: &HiveCommand) -> Result<Preflight>;
+
+    /// Looks at everything that a hive needs there, for a person to read. A failure is an item of
+    /// the report.
+    async fn inspect(&self, command: &HiveCommand) -> Report {
+        let item = match self.preflight(command).await {
+            Ok(Preflight { program, version }) => {
+                Item::ok("hive", format!("{}: {version}", program.display()))
+            }
+            Err(error) => Item::warning("hive", error.message, "see that the program is there"),
+        };
+        Report { items: vec![item] }
+    }
+
+    /// Puts a hive's program, a file on this machine, where [`HiveTransport::start`] finds it, in
+    /// place of an older one; says where it is now. Dropped midway or failed, nothing has changed.
+    ///
+    /// # Errors
+    /// `CONFLICT` where programs are not the queen's to install; `INVALID_REQUEST` for a file that
+    /// does not run there; `INSUFFICIENT_DISK`; `HIVE_UNREACHABLE`.
+    async fn install(&self, file: &Path, command: &HiveCommand) -> Result<PathBuf> {
+        let _ = command;
+        let (file, host) = (file.display(), self.host());
+        Err(Error::new(
+            Code::Conflict,
+            format!("{file} can't be installed on {host} by the queen; put it there yourself"),
+        ))
+    }
 
     /// Starts a hive on the first free port from `command.port` on and waits for its health check.
     /// A port where something listens is skipped, whatever it is.

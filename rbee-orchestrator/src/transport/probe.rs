@@ -1,4 +1,4 @@
-//! Asks a port on this machine whether a hive answers there. The hive client proper lives a floor
+//! Asks a port whether a hive answers there. The hive client proper lives a floor
 //! above; a start only needs to know that it is up.
 
 use std::time::Duration;
@@ -8,14 +8,15 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
+use super::HiveTransport;
+
 /// How long one answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether `GET /health` or, for older hives, `GET /v1/health` answers with success on the
-/// loopback address.
-pub(super) async fn answers_health(port: u16) -> bool {
+/// Whether `GET /health` or, for older hives, `GET /v1/health` answers with success.
+pub(super) async fn answers_health(transport: &dyn HiveTransport, port: u16) -> bool {
     for path in ["/health", "/v1/health"] {
-        let answer = tokio::time::timeout(PROBE_TIMEOUT, status(port, path)).await;
+        let answer = tokio::time::timeout(PROBE_TIMEOUT, status(transport, port, path)).await;
         match answer {
             Ok(Some(status)) if status.is_success() => return true,
             Ok(Some(_)) => {}
@@ -26,11 +27,11 @@ pub(super) async fn answers_health(port: u16) -> bool {
 }
 
 /// The status of one request; `None` if it gets no answer.
-async fn status(port: u16, path: &str) -> Option<http::StatusCode> {
-    let stream = super::connect_tcp("127.0.0.1", port).await.ok()?;
+async fn status(transport: &dyn HiveTransport, port: u16, path: &str) -> Option<http::StatusCode> {
+    let stream = transport.connect(port).await.ok()?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
     let request = http::Request::get(path)
-        .header(http::header::HOST, format!("127.0.0.1:{port}"))
+        .header(http::header::HOST, format!("{}:{port}", transport.host()))
         .header(http::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .ok()?;

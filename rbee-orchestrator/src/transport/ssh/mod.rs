@@ -1,0 +1,148 @@
+//! Hives on machines that are reached over SSH.
+//!
+//! One session for each machine, on one thread (`driver.rs`), carries everything: commands, and
+//! with `tunnel` every connection to the hive and its workers. Nothing on the machine needs an open
+//! port but sshd's, and nothing listens on the queen's side.
+
+mod auth;
+mod client_config;
+mod command;
+mod connect;
+mod driver;
+mod elf;
+mod host;
+mod inspect;
+mod install;
+mod known_hosts;
+mod life;
+mod line;
+mod options;
+mod program;
+mod quote;
+mod script;
+mod stream;
+mod target;
+mod wake;
+mod wildcard;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::host::Host;
+use self::program::Program;
+use super::report::Report;
+use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
+use crate::domain::{HiveProcess, SshTarget};
+use crate::error::Result;
+
+pub use command::CommandOutput;
+pub use options::{HostKeyPolicy, SshOptions};
+
+const LOOPBACK: &str = "127.0.0.1";
+const ANY_ADDRESS: &str = "0.0.0.0";
+
+/// Starts and watches a hive on another machine, and reaches it through the session or by TCP.
+///
+/// Nothing is connected before it is needed. Dropping it stops no hive; connections through it go
+/// on to their end.
+#[derive(Debug)]
+pub struct SshTransport {
+    host: Host,
+    hostname: String,
+    tunnel: bool,
+}
+
+impl SshTransport {
+    /// A machine by its SSH target. With `tunnel`, hive and workers listen on their machine's
+    /// loopback address only and are reached through the session; without, at `hostname`.
+    #[must_use]
+    pub fn new(
+        target: SshTarget,
+        hostname: impl Into<String>,
+        tunnel: bool,
+        options: Arc<SshOptions>,
+    ) -> Self {
+        SshTransport {
+            host: Host::new(target, options),
+            hostname: hostname.into(),
+            tunnel,
+        }
+    }
+
+    /// Runs a program there, with these arguments as they are.
+    ///
+    /// # Errors
+    /// `HIVE_UNREACHABLE`; `TIMEOUT` after the options' `command_timeout`; `INVALID_REQUEST` for an
+    /// argument with a NUL byte. A program that fails is no error: its status tells.
+    pub async fn exec(&self, program_and_arguments: &[&str]) -> Result<CommandOutput> {
+        let words = quote::words(program_and_arguments.iter().copied())?;
+        let limit = self.host.options().command_timeout;
+        let said = script::run(&self.host, &words, limit).await?;
+        Ok(CommandOutput {
+            status: said.status,
+            stdout: said.stdout.into_bytes(),
+            stderr: said.stderr.into_bytes(),
+        })
+    }
+
+    /// The address that a hive there shall listen on.
+    fn listens_on(&self) -> &'static str {
+        match self.tunnel {
+            true => LOOPBACK,
+            false => ANY_ADDRESS,
+        }
+    }
+}
+
+#[async_trait]
+impl HiveTransport for SshTransport {
+    fn host(&self) -> &str {
+        match self.tunnel {
+            true => LOOPBACK,
+            false => &self.hostname,
+        }
+    }
+
+    async fn preflight(&self, command: &HiveCommand) -> Result<Preflight> {
+        Program::of(command)?.check(&self.host).await
+    }
+
+    async fn inspect(&self, command: &HiveCommand) -> Report {
+        inspect::inspect(self, command).await
+    }
+
+    async fn install(&self, file: &Path, command: &HiveCommand) -> Result<PathBuf> {
+        install::install(&self.host, file, &Program::of(command)?).await
+    }
+
+    async fn start(&self, command: &HiveCommand) -> Result<HiveProcess> {
+        life::start(self, command).await
+    }
+
+    async fn stop(&self, process: &HiveProcess, grace: Duration) -> Result<()> {
+        life::stop_known(&self.host, process, grace).await
+    }
+
+    async fn is_running(&self, process: &HiveProcess) -> Result<bool> {
+        life::is_running(&self.host, process).await
+    }
+
+    async fn logs(&self, log_file: &Path, lines: usize) -> Result<Vec<String>> {
+        life::logs(&self.host, log_file, lines).await
+    }
+
+    async fn may_be_ours(&self, port: u16) -> bool {
+        let asked = life::is_served_by_own_user(&self.host, port).await;
+        asked.unwrap_or(false)
+    }
+
+    async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
+        match self.tunnel {
+            true => Ok(Box::new(self.host.connect(port).await?)),
+            false => connect_tcp(&self.hostname, port).await,
+        }
+    }
+}
