@@ -42,9 +42,15 @@ async fn a_status_a_signal_and_both_outputs_are_told() {
     let sshd = Sshd::start();
     let transport = sshd.transport();
     let script = "echo out; echo err >&2; exit 7";
-    let output = transport.exec(&["sh", "-c", script]).await.expect("it runs");
+    let output = transport
+        .exec(&["sh", "-c", script])
+        .await
+        .expect("it runs");
     assert_eq!(output.status, Some(7));
-    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (&output.stdout[..], &output.stderr[..]),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
     let missing = transport.exec(&["no-such-program"]).await.expect("told");
     assert_eq!(missing.status, Some(127));
     // The shell itself, and so all that the session runs.
@@ -96,15 +102,26 @@ async fn a_chatty_login_shell_does_not_garble_what_commands_say() {
     for file in [".bashrc", ".profile", ".zshenv", ".bash_profile"] {
         std::fs::write(sshd.home().join(file), noise).expect("written");
     }
-    let output = sshd.transport().exec(&["echo", "x"]).await.expect("it runs");
+    let output = sshd
+        .transport()
+        .exec(&["echo", "x"])
+        .await
+        .expect("it runs");
     assert_eq!(output.stdout, b"x\n");
 }
 
 #[tokio::test]
 async fn a_user_without_a_shell_is_told_what_the_machine_said() {
     let sshd = Sshd::start_with("ForceCommand echo this account is not available; exit 1");
-    let error = sshd.transport().exec(&["true"]).await.expect_err("no shell");
-    assert!(error.message.contains("this account is not available"), "{error}");
+    let error = sshd
+        .transport()
+        .exec(&["true"])
+        .await
+        .expect_err("no shell");
+    assert!(
+        error.message.contains("this account is not available"),
+        "{error}"
+    );
     assert!(error.message.contains("login shell"), "{error}");
 }
 
@@ -116,6 +133,9 @@ async fn endless_output_is_cut_off() {
     assert!(error.message.contains("writes more"), "{error}");
     eventually("yes has ended", || sshd.programs().is_empty()).await;
     let large = ["head", "-c", "3000000", "/dev/zero"];
-    let output = transport.exec(&large).await.expect("large, but not too large");
+    let output = transport
+        .exec(&large)
+        .await
+        .expect("large, but not too large");
     assert_eq!(output.stdout.len(), 3_000_000);
 }

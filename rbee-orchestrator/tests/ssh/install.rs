@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use rbee_orchestrator::Code;
 use rbee_orchestrator::transport::report::Status;
 use rbee_orchestrator::transport::{HiveCommand, HiveTransport};
-use rbee_orchestrator::Code;
 
 use crate::proxy::Proxy;
 use crate::sshd::Sshd;
@@ -42,12 +42,16 @@ async fn a_program_is_put_where_it_is_found_and_replaces_an_older_one() {
     let sshd = Sshd::start();
     let transport = sshd.transport();
     let hostile = sshd.path("it's $(touch pwned); -x");
+    let missing = transport.preflight(&command(&sshd, hostile.to_str())).await;
+    let missing = missing.expect_err("missing");
+    assert!(missing.message.contains("was not found"), "{missing}");
     for install_path in [None, hostile.to_str(), Some("-rel; touch pwned")] {
         let command = command(&sshd, install_path);
-        let missing = transport.preflight(&command).await.expect_err("missing");
-        assert!(missing.message.contains("was not found"), "{missing}");
         for _ in 0..2 {
-            let place = transport.install(&binary(), &command).await.expect("installed");
+            let place = transport
+                .install(&binary(), &command)
+                .await
+                .expect("installed");
             let there = fs::read(&place).expect("it is there");
             assert!(there == fs::read(binary()).expect("readable"));
             let mode = fs::metadata(&place).expect("there").permissions().mode();
@@ -76,7 +80,10 @@ async fn an_upload_that_is_cut_leaves_the_older_program_in_place() {
     transport.exec(&["true"]).await.expect("connected");
 
     proxy.cut_after(3 << 20);
-    let error = transport.install(&binary(), &command).await.expect_err("cut");
+    let error = transport
+        .install(&binary(), &command)
+        .await
+        .expect_err("cut");
     assert_eq!(error.code, Code::HiveUnreachable, "{error}");
     assert!(error.message.contains("broke off"), "{error}");
     let kept = fs::read_to_string(folder.join("a hive's name")).expect("there");
@@ -129,11 +136,21 @@ async fn the_report_tells_what_is_missing_and_what_is_there() {
     assert_eq!(names, expected);
     let hive = report.item("hive").expect("told");
     assert_eq!(hive.status, Status::Warning);
-    for name in ["reachable", "host_key", "authenticated", "architecture", "port", "clock"] {
+    for name in [
+        "reachable",
+        "host_key",
+        "authenticated",
+        "architecture",
+        "port",
+        "clock",
+    ] {
         let item = report.item(name).expect("told");
         assert_eq!(item.status, Status::Ok, "{item:?}");
     }
-    transport.install(&binary(), &command).await.expect("installed");
+    transport
+        .install(&binary(), &command)
+        .await
+        .expect("installed");
     let report = transport.inspect(&command).await;
     assert_eq!(report.item("hive").expect("told").status, Status::Ok);
 }

@@ -23,7 +23,10 @@ async fn a_hive_is_started_found_again_watched_and_stopped() {
     assert!(transport.is_running(&process).await.expect("known"));
     assert!(transport.may_be_ours(process.port).await);
     transport.connect(process.port).await.expect("it listens");
-    let log = transport.logs(&command.log_file, 1).await.expect("readable");
+    let log = transport
+        .logs(&command.log_file, 1)
+        .await
+        .expect("readable");
     assert_eq!(log, [format!("listening on {}", process.port)]);
 
     // Another queen, who knows nothing of it.
@@ -90,7 +93,10 @@ async fn a_hive_that_crashes_or_stays_mute_is_told_with_its_last_words() {
     let error = transport.start(&mute).await.expect_err("it stays mute");
     assert!(error.message.contains("within 2s"), "{error}");
     assert!(error.message.contains("thinking about it"), "{error}");
-    assert!(!error.message.contains("boom"), "an earlier start's output: {error}");
+    assert!(
+        !error.message.contains("boom"),
+        "an earlier start's output: {error}"
+    );
     assert!(error.details.is_some_and(|d| d["log_lines"].is_array()));
     eventually("all have gone", || sshd.programs().is_empty()).await;
 }
@@ -115,12 +121,12 @@ async fn a_start_that_was_dropped_is_taken_up_by_the_next() {
 async fn a_taken_port_is_passed_over() {
     let sshd = Sshd::start();
     let transport = sshd.transport();
-    let mut command = sshd.hive("healthy");
-    let taken = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    command.port = taken.local_addr().expect("bound").port();
+    let command = sshd.hive("healthy");
+    let taken = TcpListener::bind(("127.0.0.1", command.port)).expect("it is free");
     let process = transport.start(&command).await.expect("it starts");
     assert!(process.port > command.port);
     transport.stop(&process, GRACE).await.expect("it stops");
+    drop(taken);
 }
 
 #[tokio::test]
@@ -140,8 +146,13 @@ async fn hostile_values_stay_values_and_secrets_stay_secret() {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).expect("ours");
     assert!(!String::from_utf8_lossy(&arguments).contains("t0ken"));
     let log = sshd.home().join(".rbee/logs");
-    let log = fs::read_dir(log).expect("made").flatten().next().expect("one");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&log.metadata().expect("there").permissions());
+    let log = fs::read_dir(log)
+        .expect("made")
+        .flatten()
+        .next()
+        .expect("one");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&log.metadata().expect("there").permissions());
     assert_eq!(mode & 0o777, 0o600);
     transport.stop(&process, GRACE).await.expect("it stops");
 

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use crate::proxy::Proxy;
 use crate::sshd::Sshd;
 
-async fn through(proxy: &Proxy, sshd: &Sshd, options: SshOptions) -> SshTransport {
+fn through(proxy: &Proxy, sshd: &Sshd, options: SshOptions) -> SshTransport {
     sshd.trust(proxy.port);
     let mut target = sshd.target();
     target.port = Some(proxy.port);
@@ -68,7 +68,7 @@ async fn a_short_silence_is_survived_and_a_long_one_ends_the_session() {
         connect_timeout: Duration::from_secs(1),
         ..sshd.options()
     };
-    let transport = through(&proxy, &sshd, options).await;
+    let transport = through(&proxy, &sshd, options);
     let (listener, port) = listener().await;
     let mut stream = transport.connect(port).await.expect("connected");
     let (mut far, _) = listener.accept().await.expect("accepted");
@@ -85,7 +85,10 @@ async fn a_short_silence_is_survived_and_a_long_one_ends_the_session() {
     let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await;
     let error = ended.expect("in time").expect_err("the session is dead");
     assert!(error.to_string().contains("keep-alive"), "{error}");
-    assert!(begun.elapsed() > Duration::from_millis(800), "not at the first miss");
+    assert!(
+        begun.elapsed() > Duration::from_millis(800),
+        "not at the first miss"
+    );
     let error = transport.exec(&["true"]).await.expect_err("still silent");
     assert_eq!(error.code, Code::HiveUnreachable);
 
@@ -106,7 +109,7 @@ async fn an_idle_session_lives_on_and_is_used_again() {
         keep_alive_misses: 2,
         ..sshd.options()
     };
-    let transport = through(&proxy, &sshd, options).await;
+    let transport = through(&proxy, &sshd, options);
     for _ in 0..3 {
         transport.exec(&["true"]).await.expect("it runs");
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -124,7 +127,7 @@ async fn a_dead_host_is_not_asked_again_and_again() {
         backoff_max: Duration::from_secs(60),
         ..sshd.options()
     };
-    let transport = through(&proxy, &sshd, options).await;
+    let transport = through(&proxy, &sshd, options);
     proxy.silence(true);
     for _ in 0..20 {
         let error = transport.exec(&["true"]).await.expect_err("it is silent");
@@ -145,7 +148,7 @@ async fn a_dead_host_is_not_asked_again_and_again() {
 async fn a_connection_that_is_cut_again_and_again_leaks_nothing() {
     let sshd = Sshd::start();
     let proxy = Proxy::to(sshd.port).await;
-    let transport = through(&proxy, &sshd, sshd.options()).await;
+    let transport = through(&proxy, &sshd, sshd.options());
     let (listener, port) = listener().await;
     for _ in 0..5 {
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rbee_orchestrator::domain::SshTarget;
@@ -149,7 +150,7 @@ impl Sshd {
         HiveCommand {
             template: template.to_vec(),
             install_path: None,
-            port: free_port(),
+            port: hive_port(),
             queen_url: None,
             env: vec![
                 ("RBEE_API_TOKEN".into(), "t0ken".into()),
@@ -182,7 +183,16 @@ impl Drop for Sshd {
 
 pub(crate) fn make_key(path: &Path, passphrase: &str) {
     let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-C", "a test's key", "-N", passphrase, "-f"])
+        .args([
+            "-q",
+            "-t",
+            "ed25519",
+            "-C",
+            "a test's key",
+            "-N",
+            passphrase,
+            "-f",
+        ])
         .arg(path)
         .status()
         .expect("ssh-keygen is missing; run: sudo apt-get install openssh-client");
@@ -247,7 +257,8 @@ fn spawn(folder: &Path) -> Option<Child> {
 
 fn find_sshd() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    let folders =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     let mut found = folders.map(|folder| folder.join("sshd"));
     found
         .find(|file| file.is_file())
@@ -257,6 +268,19 @@ fn find_sshd() -> PathBuf {
 pub(crate) fn free_port() -> u16 {
     let socket = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
     socket.local_addr().expect("it is bound").port()
+}
+
+/// A free port, with free ones behind it, that no outgoing connection is given by chance.
+pub(crate) fn hive_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id() % 100).expect("below 100");
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 15_000 + (own * 100 + number * 10) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 struct Process {

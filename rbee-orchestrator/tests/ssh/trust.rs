@@ -119,7 +119,10 @@ async fn a_key_that_the_host_does_not_take_is_named() {
     target.key_path = Some("/nowhere/key".into());
     let transport = sshd.transport_with(target, sshd.options());
     let error = transport.exec(&["true"]).await.expect_err("no such key");
-    assert!(error.message.contains("/nowhere/key can't be read"), "{error}");
+    assert!(
+        error.message.contains("/nowhere/key can't be read"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -149,7 +152,10 @@ async fn a_key_with_a_pass_phrase_needs_its_file() {
             Ok(_) => assert!(works),
             Err(error) => {
                 assert!(!works, "{error}");
-                assert!(error.message.contains("is the pass-phrase right"), "{error}");
+                assert!(
+                    error.message.contains("is the pass-phrase right"),
+                    "{error}"
+                );
                 assert!(!error.message.contains("wrong"), "{error}");
             }
         }
@@ -163,7 +169,11 @@ async fn without_agent_and_keys_it_is_told_where_they_were_looked_for() {
     target.key_path = None;
     let transport = sshd.transport_with(target.clone(), sshd.options());
     let error = transport.exec(&["true"]).await.expect_err("no keys");
-    for part in ["the agent is not there", "id_ed25519 can't be read", "ssh_key_path"] {
+    for part in [
+        "the agent is not there",
+        "id_ed25519 can't be read",
+        "ssh_key_path",
+    ] {
         assert!(error.message.contains(part), "{part} in {error}");
     }
     let options = SshOptions {
@@ -172,7 +182,10 @@ async fn without_agent_and_keys_it_is_told_where_they_were_looked_for() {
     };
     let transport = sshd.transport_with(target.clone(), options);
     let error = transport.exec(&["true"]).await.expect_err("no keys");
-    assert!(error.message.contains("/nowhere/agent can't be asked"), "{error}");
+    assert!(
+        error.message.contains("/nowhere/agent can't be asked"),
+        "{error}"
+    );
 
     // One with the usual name is found.
     let usual = sshd.path("client/.ssh/id_ed25519");
@@ -221,7 +234,10 @@ async fn the_report_ends_where_trust_does() {
     target.key_path = Some(sshd.path("stranger_key").display().to_string());
     let refused = sshd.transport_with(target.clone(), sshd.options());
     let failure = refused.inspect(&command).await;
-    assert_eq!(failure.failure().map(|item| item.name), Some("authenticated"));
+    assert_eq!(
+        failure.failure().map(|item| item.name),
+        Some("authenticated")
+    );
 
     fs::write(sshd.known_hosts(), "").expect("written");
     let failure = refused.inspect(&command).await;

@@ -72,9 +72,8 @@ async fn many_streams_go_on_while_one_is_stalled() {
     // As much as anything on the way takes, and nobody reads it.
     let chunk = pattern(0, MIB);
     let mut sent = 0;
-    while let Ok(wrote) =
-        tokio::time::timeout(Duration::from_secs(1), flooding.write(&chunk)).await
-    {
+    let second = Duration::from_secs(1);
+    while let Ok(wrote) = tokio::time::timeout(second, flooding.write(&chunk[sent % MIB..])).await {
         sent += wrote.expect("open");
         assert!(sent < 64 * MIB, "the writer is never held back");
     }
@@ -150,7 +149,11 @@ async fn a_port_where_nothing_listens_is_refused_at_once() {
     let sshd = Sshd::start();
     let transport = sshd.transport();
     let error = transport.connect(free_port()).await.err().expect("refused");
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+    assert_eq!(
+        error.kind(),
+        std::io::ErrorKind::ConnectionRefused,
+        "{error}"
+    );
     transport.connect(echo().await).await.expect("others work");
 }
 
@@ -173,7 +176,11 @@ async fn dropping_a_stream_closes_the_connection_there() {
             // A write that waits for the far side's window, and one that is read by nobody.
             let stuffing = vec![0; 16 * MIB];
             let stuff = near.write_all(&stuffing);
-            assert!(tokio::time::timeout(Duration::from_millis(500), stuff).await.is_err());
+            assert!(
+                tokio::time::timeout(Duration::from_millis(500), stuff)
+                    .await
+                    .is_err()
+            );
         }
         drop(near);
         let mut rest = Vec::new();
@@ -193,7 +200,9 @@ async fn the_far_side_s_end_is_seen_and_words_still_go_there() {
     far.shutdown().await.expect("ended");
     let mut heard = String::new();
     let read = near.read_to_string(&mut heard);
-    within(Duration::from_secs(5), "the end", read).await.expect("read");
+    within(Duration::from_secs(5), "the end", read)
+        .await
+        .expect("read");
     assert_eq!(heard, "last words");
     near.write_all(b"understood").await.expect("half open");
     near.shutdown().await.expect("ended");
@@ -236,7 +245,10 @@ async fn a_connection_that_hangs_holds_up_no_other() {
         others.await;
         begun.elapsed()
     });
-    assert_eq!(hung.err().map(|e| e.kind()), Some(std::io::ErrorKind::TimedOut));
+    assert_eq!(
+        hung.err().map(|e| e.kind()),
+        Some(std::io::ErrorKind::TimedOut)
+    );
     assert!(took < Duration::from_secs(2), "{took:?}");
     // It is known now, and costs nobody anything.
     let begun = Instant::now();
@@ -290,13 +302,16 @@ async fn nothing_runs_when_transport_and_streams_are_gone() {
     let sshd = Sshd::start();
     let threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
-        let names = tasks.flatten().filter_map(|task| {
-            std::fs::read_to_string(task.path().join("comm")).ok()
-        });
+        let names = tasks
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
         let ours = format!("ssh {}", "unused-name");
         names.filter(|name| name.trim() == ours.trim()).count()
     };
-    let config = format!("Host unused-name\n HostName 127.0.0.1\n Port {}\n", sshd.port);
+    let config = format!(
+        "Host unused-name\n HostName 127.0.0.1\n Port {}\n",
+        sshd.port
+    );
     std::fs::write(sshd.path("client/.ssh/config"), config).expect("written");
     let mut target = sshd.target();
     (target.host, target.port) = ("unused-name".into(), None);
