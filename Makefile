@@ -8,7 +8,10 @@ export RBEE_PROMPT := $(value PROMPT)
 unexport PROMPT
 MAKEOVERRIDES :=
 
-RELEASE := cargo build --release -p queen-rbee -p rbee-hive
+# Without its headers, OpenSSL is built along, which takes perl and some minutes.
+OPENSSL := $(shell pkg-config --exists openssl 2>/dev/null || \
+	echo --features rbee-orchestrator/vendored-openssl)
+RELEASE := cargo build --release -p queen-rbee -p rbee-hive $(OPENSSL)
 WITH_PARTS := . .cache/parts.env &&
 
 help: ## List these commands
@@ -26,15 +29,15 @@ run: ## Leave a queen running until Ctrl-C: make run [PORT=8080]
 
 test: ## Run all tests, those with the real engine and model too
 	tests/parts.sh --tests
-	cargo build --workspace --bins
-	$(WITH_PARTS) RBEE_TEST_BUILT=1 cargo test --workspace
+	cargo build --workspace --bins $(OPENSSL)
+	$(WITH_PARTS) RBEE_TEST_BUILT=1 cargo test --workspace $(OPENSSL)
 
 chaos: ## Kill the queen under load, and see what she keeps: make chaos [ARGS="--kills 1000"]
 	cargo build --workspace --bins
 	RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/debug/chaos $(ARGS)
 
 bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"]
-	cargo build --release -p queen-rbee -p rbee-tests --bins
+	cargo build --release -p queen-rbee -p rbee-tests --bins $(OPENSSL)
 	$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
 
 bench-store: ## Measure how many jobs the store takes in: make bench-store [ARGS=--quick]
@@ -43,14 +46,14 @@ bench-store: ## Measure how many jobs the store takes in: make bench-store [ARGS
 
 lint: ## Check format and lints
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p rbee-orchestrator --no-default-features -- -D warnings
+	cargo clippy --workspace --all-targets $(OPENSSL) -- -D warnings
+	cargo clippy -p rbee-orchestrator --no-default-features $(OPENSSL) -- -D warnings
 
 fmt: ## Format the code
 	cargo fmt --all
 
 doc: ## Build the documentation; a warning is an error
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(OPENSSL)
 
 clean: ## Remove what was built and fetched
 	cargo clean

@@ -80,10 +80,15 @@ check_machine() {
         'rustup update stable   (without rustup: https://rustup.rs)'
     need 'command -v make' make 'make'
     need 'command -v cc' gcc 'a C compiler'
-    need 'pkg-config --exists openssl || perl -e 1' 'libssl-dev pkg-config' \
+    # Building it with perl takes minutes, so not where the headers can just be installed.
+    need 'pkg-config --exists openssl || { ! can_apt && perl -e 1; }' 'libssl-dev pkg-config' \
         'the headers of OpenSSL with pkg-config, or perl to build it'
     need '[ -x "$venv/bin/python" ] || python3 -c "import venv, ensurepip"' 'python3 python3-venv' 'Python 3 with venv'
-    [ -z "$with_tests" ] || need faketime_library faketime 'libfaketime, for tests whose clock steps'
+    if [ -n "$with_tests" ]; then
+        need faketime_library faketime 'libfaketime, for tests whose clock steps'
+        need '{ command -v sshd || [ -x /usr/sbin/sshd ]; } && command -v ssh-keygen && command -v ssh-agent' \
+            'openssh-server openssh-client' 'sshd, ssh-keygen and ssh-agent, to test hives over SSH'
+    fi
     [ -z "$missing" ] || exit 1
 }
 
