@@ -76,6 +76,25 @@ async fn more_commands_than_sessions_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn a_machine_that_allows_few_sessions_gets_few_commands_at_once() {
+    // One is the connection's own.
+    let sshd = Sshd::start_with("MaxSessions 3");
+    let transport = sshd.transport();
+    let words = ["sleep", "0"];
+    let many = (0..12).map(|_| transport.exec(&words));
+    for ended in futures_util::future::join_all(many).await {
+        assert_eq!(ended.expect("it runs").status, Some(0));
+    }
+    let sshd = Sshd::start_with("MaxSessions 1");
+    let error = sshd
+        .transport()
+        .exec(&["true"])
+        .await
+        .expect_err("none is left");
+    assert!(error.message.contains("MaxSessions"), "{error}");
+}
+
+#[tokio::test]
 async fn a_command_that_does_not_end_is_given_up_and_hinders_no_other() {
     let sshd = Sshd::start();
     let options = SshOptions {
@@ -84,15 +103,17 @@ async fn a_command_that_does_not_end_is_given_up_and_hinders_no_other() {
     };
     let transport = sshd.transport_with(sshd.target(), options);
     transport.exec(&["true"]).await.expect("connected");
+    let followed = sshd.known_hosts().display().to_string();
+    let words = ["tail", "-f", &followed];
     // More than there may be at once: each gives its place back.
-    for _ in 0..12 {
-        let error = transport.exec(&["sleep", "600"]).await.expect_err("long");
-        assert_eq!(error.code, Code::Timeout);
-        if sshd.programs().is_empty() {
-            break;
+    for _ in 0..3 {
+        let long = (0..4).map(|_| transport.exec(&words));
+        for ended in futures_util::future::join_all(long).await {
+            assert_eq!(ended.expect_err("long").code, Code::Timeout);
         }
     }
     transport.exec(&["true"]).await.expect("it still works");
+    eventually("all have ended there", || sshd.programs().is_empty()).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::proxy::Proxy;
-use crate::sshd::Sshd;
+use crate::sshd::{Sshd, eventually};
 
 fn through(proxy: &Proxy, sshd: &Sshd, options: SshOptions) -> SshTransport {
     sshd.trust(proxy.port);
@@ -29,11 +29,13 @@ async fn when_sshd_is_killed_streams_end_and_a_later_connect_works() {
     let transport = sshd.transport();
     let (_listener, port) = listener().await;
     let mut stream = transport.connect(port).await.expect("connected");
-    let long = transport.exec(&["sleep", "600"]);
+    let followed = sshd.known_hosts().display().to_string();
+    let long_words = ["tail", "-f", &followed];
+    let long = transport.exec(&long_words);
     tokio::pin!(long);
     tokio::select! {
-        _ = &mut long => panic!("it sleeps"),
-        () = tokio::time::sleep(Duration::from_millis(300)) => {}
+        _ = &mut long => panic!("it goes on"),
+        () = eventually("it runs", || !sshd.programs().is_empty()) => {}
     }
     sshd.kill();
     let limit = Duration::from_secs(5);
@@ -46,8 +48,17 @@ async fn when_sshd_is_killed_streams_end_and_a_later_connect_works() {
     assert_eq!(error.code, Code::HiveUnreachable, "{error}");
 
     // While it is down, a clear error in time.
-    let error = transport.exec(&["true"]).await.expect_err("it is down");
-    assert!(error.message.contains("can't be reached"), "{error}");
+    let deadline = Instant::now() + limit;
+    loop {
+        let error = transport.exec(&["true"]).await.expect_err("it is down");
+        if error.message.contains("can't be reached") {
+            break;
+        }
+        // One that broke so soon is not followed by another at once.
+        assert!(error.message.contains("again in"), "{error}");
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 
     sshd.start_again();
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -28,6 +28,18 @@ struct Link {
 impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        Self::between(listener, port)
+    }
+
+    /// One that takes little at once: whoever sends much is often stopped in the middle of a packet.
+    pub(crate) fn narrow(port: u16) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(8 << 10).expect("any size");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        Self::between(socket.listen(16).expect("it listens"), port)
+    }
+
+    fn between(listener: TcpListener, port: u16) -> Self {
         let own = listener.local_addr().expect("it is bound").port();
         let link = Arc::new(Link {
             left: AtomicU64::new(u64::MAX),

@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::proxy::Proxy;
 use crate::sshd::{Sshd, eventually, free_port};
 
 const MIB: usize = 1 << 20;
@@ -142,6 +143,62 @@ async fn large_transfers_arrive_whole_both_ways_at_once() {
     };
     let both = async { tokio::join!(near_side, far_side).1.expect("no panic") };
     within(Duration::from_secs(60), "64 MiB both ways", both).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_stopped_in_the_middle_of_packets_loses_none() {
+    let sshd = Sshd::start_with("RekeyLimit 8M");
+    let proxy = std::sync::Arc::new(Proxy::narrow(sshd.port));
+    sshd.trust(proxy.port);
+    let mut target = sshd.target();
+    target.port = Some(proxy.port);
+    let options = SshOptions {
+        socket_buffer_bytes: 4 << 10,
+        ..sshd.options()
+    };
+    let transport = std::sync::Arc::new(sshd.transport_with(target, options));
+    let port = echo().await;
+    let stutter = std::sync::Arc::clone(&proxy);
+    let stutter = tokio::spawn(async move {
+        for is_silent in [true, false].into_iter().cycle() {
+            stutter.silence(is_silent);
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    });
+    let mut users = JoinSet::new();
+    for number in 0..16 {
+        let transport = std::sync::Arc::clone(&transport);
+        users.spawn(async move {
+            for round in 0..4 {
+                let words = pattern(number, 100_000 * (1 + (number + round) % 16));
+                let stream = transport.connect(port).await.expect("connected");
+                let (mut from, mut to) = tokio::io::split(stream);
+                match (number + round) % 4 {
+                    // In the middle of it, he goes.
+                    0 => drop(to.write_all(&words).await),
+                    1 => {
+                        let output = transport.exec(&["echo", "there"]).await.expect("it runs");
+                        assert_eq!(output.stdout, b"there\n");
+                    }
+                    _ => {
+                        let write = async {
+                            to.write_all(&words).await.expect("sent");
+                            to.shutdown().await.expect("ended");
+                        };
+                        let mut heard = Vec::new();
+                        let (read, ()) = tokio::join!(from.read_to_end(&mut heard), write);
+                        read.expect("received");
+                        assert!(heard == words, "{} of {}", heard.len(), words.len());
+                    }
+                }
+            }
+        });
+    }
+    within(Duration::from_secs(60), "all users", users.join_all()).await;
+    stutter.abort();
+    proxy.silence(false);
+    transport.exec(&["true"]).await.expect("it works on");
+    assert_eq!(proxy.connections(), 1, "it is the same session");
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::driver::{Closing, Undone};
-use super::line::{Io, Line, Received, Trouble};
+use super::line::{Closing, Io, Line, Received, Trouble};
+use super::order::Undone;
 
 /// What every login shell understands; all that matters stands in the shell's input, where it is
 /// read by the same rules on every machine and seen by nobody.
@@ -76,7 +76,7 @@ impl Command {
             }
             Stage::Talking => {
                 let put_off = self.line.read_again;
-                let heard = put_off && self.listen(io, scratch)? && !self.line.read_again;
+                let heard = put_off && self.take_in(io, scratch)? && !self.line.read_again;
                 Ok(self.tell(io)? || heard)
             }
             Stage::Ending => {
@@ -88,26 +88,23 @@ impl Command {
         }
     }
 
-    /// Hands it its input.
+    /// Hands it its input, which ends with the channel.
     fn tell(&mut self, io: &Io) -> Result<bool, Trouble> {
-        let sent = self.line.write(io, &mut self.input)?;
-        if self.input.is_empty() {
-            match self.line.send_end(io) {
-                Ok(()) | Err(Trouble::Later) => {}
-                Err(trouble) => return Err(trouble),
-            }
-        }
-        Ok(sent > 0)
+        Ok(self.line.write(io, &mut self.input)? > 0)
     }
 
     /// Takes what it says.
     pub(super) fn listen(&mut self, io: &Io, scratch: &mut [u8]) -> Result<bool, Trouble> {
-        let mut moved = false;
-        if !matches!(self.stage, Stage::Talking) {
-            return Ok(false);
+        match matches!(self.stage, Stage::Talking) && !self.line.read_again {
+            true => self.take_in(io, scratch),
+            false => Ok(false),
         }
+    }
+
+    fn take_in(&mut self, io: &Io, scratch: &mut [u8]) -> Result<bool, Trouble> {
+        let mut moved = false;
         for number in [0, 1] {
-            match self.line.read(io, number, scratch)? {
+            match self.line.read(io, number, scratch, |most| most)? {
                 Received::Nothing => {}
                 Received::PutOff => return Ok(true),
                 Received::Bytes(count) => {
@@ -158,10 +155,6 @@ impl Command {
         if let Some(reply) = self.reply.take() {
             drop(reply.send(Err(why)));
         }
-    }
-
-    pub(super) fn line(&self) -> &Line {
-        &self.line
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use ssh2::{MethodType, Session};
 
 use super::auth;
@@ -73,6 +74,10 @@ pub(super) fn connect(registered: &SshTarget, options: &SshOptions) -> Result<Co
         );
         Refused::new(Stage::LogIn, unreachable(why))
     })?;
+    let buffer = options.socket_buffer_bytes;
+    if let Err(error) = set_socket_send_buffer_size(&socket, buffer) {
+        tracing::debug!(%error, buffer, "the socket keeps its own buffer");
+    }
     session.set_blocking(false);
     Ok(Connected {
         io: Io {

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::CommandOutput;
 use super::connect::{self, Connected, Peer, Refused, Stage};
-use super::driver::{Driver, Notice, Order, Undone};
+use super::driver::{Driver, Ending};
 use super::options::SshOptions;
+use super::order::{Notice, Order, Undone};
 use super::stream::SshStream;
 use super::wake::Wake;
 use crate::domain::SshTarget;
@@ -21,6 +22,8 @@ use crate::error::{Code, Error, Result};
 const ORDERS: usize = 64;
 /// Sessions that one request tries: the pooled one may end in the moment it is asked.
 const TRIES: usize = 3;
+/// A session that breaks sooner counts as a failed attempt.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
 
 /// A machine that is reached over SSH.
 #[derive(Debug)]
@@ -105,23 +108,26 @@ impl Host {
 
     /// A connection to a port of the machine's loopback address.
     pub(super) async fn connect(&self, port: u16) -> io::Result<SshStream> {
-        let limit = self.shared.options.open_timeout;
-        let hangs = || {
-            let name = self.name();
-            let why = format!(
-                "port {port} on {name} took no connection within {limit:?}; is what listens there \
-                 stopped?"
-            );
-            io::Error::new(io::ErrorKind::TimedOut, why)
-        };
         if self.shared.state().hanging.contains(&port) {
-            return Err(hangs());
+            return Err(self.hangs(port));
         }
+        let limit = self.shared.options.open_timeout;
         let order = |reply| Order::Connect { port, reply };
         match tokio::time::timeout(limit, self.order(order)).await {
             Ok(connected) => connected,
-            Err(_) => Err(hangs()),
+            Err(_) => Err(self.hangs(port)),
         }
+    }
+
+    fn hangs(&self, port: u16) -> io::Error {
+        let (name, limit) = (self.name(), self.shared.options.open_timeout);
+        let why = match self.shared.state().is_connecting() {
+            true => format!("no SSH session with {name} within {limit:?}"),
+            false => format!(
+                "port {port} on {name} took no connection within {limit:?}; is what listens there                  stopped?"
+            ),
+        };
+        io::Error::new(io::ErrorKind::TimedOut, why)
     }
 
     /// A run of the machine's shell.
@@ -152,28 +158,33 @@ impl Host {
                 Err(Undone::Broken(why)) => return Err(reset(&why)),
             }
         }
+        Err(reset(&self.keeps_ending().error.message))
+    }
+
+    fn keeps_ending(&self) -> Refused {
         let name = self.name();
-        Err(reset(&format!("SSH sessions with {name} keep ending")))
+        let why = format!("SSH sessions with {name} keep ending; look into its sshd's log");
+        Refused::new(Stage::Reach, unreachable(why))
     }
 
     /// The pooled session, once it is ready.
     async fn session(&self) -> Result<(Arc<Handle>, Arc<Peer>), Refused> {
-        let handle = self.shared.current()?;
-        let mut phase = handle.phase.clone();
-        loop {
-            let now = phase.borrow_and_update().clone();
-            match now {
-                Phase::Ready(peer) => return Ok((handle, peer)),
-                Phase::Ended(why) => return Err((*why).clone()),
-                // The order will come back, to be tried on another.
-                Phase::Retired => return Ok((handle, Arc::default())),
-                Phase::Connecting => {}
-            }
-            if phase.changed().await.is_err() {
-                let error = Error::internal("a session's thread has ended without a word");
-                return Err(Refused::new(Stage::Reach, error));
+        for _ in 0..TRIES {
+            let handle = self.shared.current()?;
+            let mut phase = handle.phase.clone();
+            let settled = phase.wait_for(|phase| !matches!(phase, Phase::Connecting));
+            let settled = settled.await.map(|phase| phase.clone());
+            match settled {
+                Ok(Phase::Ready(peer)) => return Ok((handle, peer)),
+                Ok(Phase::Ended(why)) => return Err((*why).clone()),
+                Ok(Phase::Retired | Phase::Connecting) => {}
+                Err(_) => {
+                    let error = Error::internal("a session's thread has ended without a word");
+                    return Err(Refused::new(Stage::Reach, error));
+                }
             }
         }
+        Err(self.keeps_ending())
     }
 }
 
@@ -228,6 +239,13 @@ fn reset(why: &str) -> io::Error {
 
 fn io_error(refused: Refused) -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, refused.error.message)
+}
+
+impl State {
+    fn is_connecting(&self) -> bool {
+        let phase = self.current.as_ref().map(|handle| handle.phase.borrow());
+        phase.is_some_and(|phase| matches!(*phase, Phase::Connecting))
+    }
 }
 
 impl Shared {
@@ -291,18 +309,24 @@ struct SessionThread {
 
 impl SessionThread {
     fn run(self, orders: mpsc::Receiver<Order>) {
-        let host = &self.shared.target.host;
-        let refused = match connect::connect(&self.shared.target, &self.shared.options) {
+        let (host, options) = (&self.shared.target.host, &self.shared.options);
+        let refused = match connect::connect(&self.shared.target, options) {
             Ok(connected) => {
                 tracing::info!(host, address = connected.peer.address, "SSH session made");
-                self.shared.forget_failures();
-                let why = self.drive(connected, orders);
-                tracing::info!(host, %why, "SSH session ended");
-                Refused::new(Stage::Reach, unreachable(why.to_string()))
+                let made = Instant::now();
+                let ending = self.drive(connected, orders);
+                tracing::info!(host, why = %ending.why, "SSH session ended");
+                let refused = Refused::new(Stage::Reach, unreachable(ending.why.to_string()));
+                let mut state = self.shared.state();
+                match ending.is_broken && made.elapsed() < SHORT_LIFE {
+                    true => state.backoff.failed(&refused, options),
+                    false => state.backoff = Backoff::default(),
+                }
+                drop(state);
+                refused
             }
             Err(refused) => {
                 tracing::warn!(host, error = refused.error.message, "no SSH session");
-                let options = &self.shared.options;
                 self.shared.state().backoff.failed(&refused, options);
                 refused
             }
@@ -310,7 +334,7 @@ impl SessionThread {
         self.phases.send_replace(Phase::Ended(Arc::new(refused)));
     }
 
-    fn drive(&self, connected: Connected, orders: mpsc::Receiver<Order>) -> Arc<str> {
+    fn drive(&self, connected: Connected, orders: mpsc::Receiver<Order>) -> Ending {
         self.phases
             .send_replace(Phase::Ready(Arc::new(connected.peer.clone())));
         let (shared, phases) = (Arc::clone(&self.shared), Arc::clone(&self.phases));
@@ -328,12 +352,6 @@ impl SessionThread {
 impl Drop for SessionThread {
     fn drop(&mut self) {
         self.shared.state().sessions -= 1;
-    }
-}
-
-impl Shared {
-    fn forget_failures(&self) {
-        self.state().backoff = Backoff::default();
     }
 }
 

@@ -115,7 +115,7 @@ impl Facts {
              echo \"engine $engine\"\n\
              df -Pk \"$HOME\" | awk 'NR == 2 {{ print \"disk \" $4 }}'\n\
              if listens {port}; then echo taken yes; fi\n\
-             command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | sed 's/^/device /'\n\
+             command -v nvidia-smi >/dev/null && briefly nvidia-smi -L 2>/dev/null | sed 's/^/device /'\n\
              echo \"clock $(date +%s)\""
         );
         let host = &transport.host;

@@ -121,7 +121,7 @@ pub(super) struct Line {
     pub(super) read_again: bool,
     sent_end: bool,
     /// It counts against the sessions that the other side allows.
-    pub(super) is_command: bool,
+    is_command: bool,
 }
 
 impl Line {
@@ -172,13 +172,15 @@ impl Line {
         Ok(sent)
     }
 
-    /// Reads from one of its outputs (0, or 1 for errors) into the buffer. Touches the socket only
-    /// if there is something to read, or to be read again.
+    /// Reads from one of its outputs (0, or 1 for errors) into the buffer, as much as there is room
+    /// for, which is asked with the buffer's length. Touches the socket only if there is something
+    /// to read, or to be read again.
     pub(super) fn read(
         &mut self,
         io: &Io,
         output: i32,
         buffer: &mut [u8],
+        room: impl FnOnce(usize) -> usize,
     ) -> Result<Received, Trouble> {
         let has_bytes = self.channel.read_window().available > 0;
         if !has_bytes && !self.read_again {
@@ -187,9 +189,11 @@ impl Line {
                 false => Received::Nothing,
             });
         }
-        if buffer.is_empty() {
+        let room = room(buffer.len());
+        if room == 0 {
             return Ok(Received::Nothing);
         }
+        let buffer = &mut buffer[..room];
         match io.outcome_of_bytes(self.channel.stream(output).read(buffer)) {
             Ok(count) => {
                 self.read_again = false;
@@ -222,18 +226,18 @@ impl Line {
         Ok(())
     }
 
+    /// Brings in all that the socket has, for all channels; done only when this one has ended.
+    pub(super) fn pump(&mut self, io: &Io) -> Result<(), Trouble> {
+        io.outcome(self.channel.wait_eof())
+    }
+
     /// Waits for the other side's own close, with which a command's status has come.
     pub(super) fn wait_close(&mut self, io: &Io) -> Result<(), Trouble> {
         io.outcome(self.channel.wait_close())
     }
 
     /// Closes it in both directions. `bytes` are those of a write that was put off.
-    pub(super) fn close(
-        &mut self,
-        io: &Io,
-        bytes: &mut Bytes,
-        scratch: &mut [u8],
-    ) -> Result<(), Trouble> {
+    fn close(&mut self, io: &Io, bytes: &mut Bytes, scratch: &mut [u8]) -> Result<(), Trouble> {
         if self.write_again {
             let mut packet = bytes.clone();
             let sent = self.write(io, &mut packet)?;
@@ -243,12 +247,28 @@ impl Line {
             }
         }
         if self.read_again {
-            self.read(io, 0, scratch)?;
+            self.read(io, 0, scratch, |most| most)?;
             if self.read_again {
                 return Err(Trouble::Later);
             }
         }
         self.send_end(io)?;
         io.outcome(self.channel.close())
+    }
+}
+
+/// A channel on its way out, with the bytes of a write that must be completed first.
+pub(super) struct Closing {
+    pub(super) line: Line,
+    pub(super) chunk: Bytes,
+}
+
+impl Closing {
+    pub(super) fn turn(&mut self, io: &Io, scratch: &mut [u8]) -> Result<(), Trouble> {
+        self.line.close(io, &mut self.chunk, scratch)
+    }
+
+    pub(super) fn is_command(&self) -> bool {
+        self.line.is_command
     }
 }

@@ -13,15 +13,20 @@ mod elf;
 mod host;
 mod inspect;
 mod install;
+mod keep_alive;
 mod known_hosts;
 mod life;
 mod line;
+mod opening;
 mod options;
+mod order;
+mod process;
 mod program;
 mod quote;
 mod script;
 mod stream;
 mod target;
+mod tunnel;
 mod wake;
 mod wildcard;
 
@@ -123,11 +128,11 @@ impl HiveTransport for SshTransport {
     }
 
     async fn stop(&self, process: &HiveProcess, grace: Duration) -> Result<()> {
-        life::stop_known(&self.host, process, grace).await
+        process::stop_known(&self.host, process, grace).await
     }
 
     async fn is_running(&self, process: &HiveProcess) -> Result<bool> {
-        life::is_running(&self.host, process).await
+        process::is_running(&self.host, process).await
     }
 
     async fn logs(&self, log_file: &Path, lines: usize) -> Result<Vec<String>> {
@@ -135,7 +140,7 @@ impl HiveTransport for SshTransport {
     }
 
     async fn may_be_ours(&self, port: u16) -> bool {
-        let asked = life::is_served_by_own_user(&self.host, port).await;
+        let asked = process::is_served_by_own_user(&self.host, port).await;
         asked.unwrap_or(false)
     }
 

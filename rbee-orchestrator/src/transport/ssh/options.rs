@@ -73,6 +73,9 @@ pub struct SshOptions {
     pub read_buffer_bytes: usize,
     /// What one connection takes from a writer before the network does, in bytes.
     pub write_buffer_bytes: usize,
+    /// What the kernel takes of a session's bytes before the network does: with more, uploads are
+    /// faster over long distances, and small things wait longer behind large ones.
+    pub socket_buffer_bytes: usize,
     /// What a command may write in all, in bytes.
     pub max_output_bytes: usize,
     /// Sessions to one machine at once: the pooled one, and older ones on which connections that
@@ -90,7 +93,7 @@ impl Default for SshOptions {
             host_keys: HostKeyPolicy::Strict,
             passphrase_file: None,
             agent_socket: None,
-            connect_timeout: secs(10),
+            connect_timeout: secs(8),
             open_timeout: secs(10),
             open_patience: secs(1),
             command_timeout: secs(30),
@@ -103,6 +106,7 @@ impl Default for SshOptions {
             max_commands: 8,
             read_buffer_bytes: 1 << 20,
             write_buffer_bytes: 256 << 10,
+            socket_buffer_bytes: 512 << 10,
             max_output_bytes: 4 << 20,
             max_sessions: 4,
         }

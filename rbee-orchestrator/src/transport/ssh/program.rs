@@ -79,7 +79,7 @@ impl Program {
         let find = self.find()?;
         let body = format!(
             "{find}\n[ -n \"$program\" ] || return 0\necho \"$program\"\n\
-             said=$(\"$program\" --version 2>&1); status=$?\n\
+             said=$(briefly \"$program\" --version 2>&1); status=$?\n\
              echo \"$status\"\nprintf '%s\\n' \"$said\" | grep . | head -n 1"
         );
         let said = script::run(host, &body, host.options().command_timeout).await?;

@@ -41,6 +41,9 @@ leads() {
     fi
 }
 
+# kill_group PID: kills the group that a process leads. Some shells want the dashes, some do not.
+kill_group() { kill -s KILL -- "-$1" 2>/dev/null || kill -s KILL "-$1"; }
+
 # listeners PORT: the users whose programs listen on a port, by number; Linux only.
 listeners() {
     cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
@@ -75,8 +78,14 @@ find_program() {
     case $found in /*) printf %s "$found" ;; *) return 1 ;; esac
 }
 
+# briefly PROGRAM ARGUMENT...: runs it for 10 s at most, where the system can tell it to stop.
+briefly() {
+    if command -v timeout >/dev/null; then timeout 10 "$@"; else "$@"; fi
+}
+
 # detached LOG PROGRAM ARGUMENT...: starts a program that outlives this shell, in a session and a
-# group of its own; sets pid.
+# group of its own; sets pid, for the caller.
+# shellcheck disable=SC2034
 detached() {
     log=$1
     shift

@@ -75,10 +75,26 @@ pub(super) async fn run(host: &Host, body: &str, limit: Duration) -> Result<Said
     })
 }
 
-/// The shell has read everything before it runs anything, so nothing that it runs can read the
-/// rest of the script as its input.
+/// In braces: the shell has read everything before it runs anything, so nothing that it runs can
+/// take the rest of the script for its input.
+///
+/// Its input stays open while it runs. sshd would let a command run on whose channel was closed, and
+/// count it; so when the input ends, all that the script runs is ended, but for what it has detached.
 fn script(nonce: &str, body: &str) -> String {
-    format!("{SHARED}\nmain() {{\n{body}\n}}\necho {nonce}\nmain </dev/null\nexit\n")
+    format!(
+        "{{\n{SHARED}\nmain() {{\n{body}\n}}\n\
+         echo {nonce}\n\
+         exec 3<&0\n\
+         watcher=\n\
+         if leads $$; then\n\
+         {{ trap '' TERM; read -r _ <&3; kill -s TERM 0; sleep 1; kill -s KILL 0; }} \
+         >/dev/null 2>&1 &\n\
+         watcher=$!\nfi\n\
+         main </dev/null 3<&-\n\
+         status=$?\n\
+         [ -z \"$watcher\" ] || kill -s KILL \"$watcher\"\n\
+         exit \"$status\"\n}}\n"
+    )
 }
 
 /// A word that nobody else says.

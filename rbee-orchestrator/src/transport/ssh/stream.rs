@@ -51,6 +51,17 @@ enum Shutdown {
     Sent,
 }
 
+/// What the thread is to send next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outbound {
+    Nothing,
+    Bytes(Bytes),
+    /// The end of the writer's bytes.
+    End,
+    /// Nothing any more: its user has gone.
+    Dropped,
+}
+
 impl Pipe {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state
@@ -86,20 +97,26 @@ impl Pipe {
         wake(reader);
     }
 
-    /// The next bytes to send, `most` at most.
-    pub(super) fn take(&self, most: usize) -> Bytes {
-        let (taken, writer) = {
+    /// What to send next, `most` bytes at most.
+    pub(super) fn next(&self, most: usize) -> Outbound {
+        let (next, writer) = {
             let mut state = self.state();
+            if state.dropped {
+                return Outbound::Dropped;
+            }
             let length = state.outbound.len().min(most);
             if length == 0 {
-                return Bytes::new();
+                return match state.shutdown {
+                    Shutdown::Wanted => Outbound::End,
+                    Shutdown::No | Shutdown::Sent => Outbound::Nothing,
+                };
             }
             state.unsent += length;
-            let taken = state.outbound.split_to(length).freeze();
-            (taken, state.writer.take())
+            let next = state.outbound.split_to(length).freeze();
+            (next, state.writer.take())
         };
         wake(writer);
-        taken
+        Outbound::Bytes(next)
     }
 
     pub(super) fn sent(&self, count: usize) {
@@ -109,12 +126,6 @@ impl Pipe {
             state.writer.take()
         };
         wake(writer);
-    }
-
-    /// Whether everything was taken and the other side shall now see an end.
-    pub(super) fn wants_end(&self) -> bool {
-        let state = self.state();
-        state.shutdown == Shutdown::Wanted && state.outbound.is_empty()
     }
 
     pub(super) fn sent_end(&self) {
@@ -289,19 +300,20 @@ mod tests {
             _ = stream.write(b"ef") => panic!("there is no room"),
             () = std::future::ready(()) => {}
         }
-        assert_eq!(pipe.take(3), "abc");
+        assert_eq!(pipe.next(3), Outbound::Bytes("abc".into()));
         assert_eq!(stream.write(b"ef").await.expect("room again"), 2);
-        assert_eq!(pipe.take(9), "def");
+        assert_eq!(pipe.next(9), Outbound::Bytes("def".into()));
+        assert_eq!(pipe.next(9), Outbound::Nothing);
         let flushed = tokio::spawn(async move { stream.flush().await.map(|()| stream) });
         pipe.sent(6);
         let mut stream = flushed.await.expect("no panic").expect("flushed");
         let ended = tokio::spawn(async move { stream.shutdown().await });
-        while !pipe.wants_end() {
+        while pipe.next(9) != Outbound::End {
             tokio::task::yield_now().await;
         }
         pipe.sent_end();
         ended.await.expect("no panic").expect("ended");
-        assert!(pipe.is_dropped());
+        assert_eq!(pipe.next(9), Outbound::Dropped);
     }
 
     #[tokio::test]
