@@ -98,7 +98,7 @@ async fn a_machine_that_allows_few_sessions_gets_few_commands_at_once() {
 async fn a_command_that_does_not_end_is_given_up_and_hinders_no_other() {
     let sshd = Sshd::start();
     let options = SshOptions {
-        command_timeout: Duration::from_millis(500),
+        command_timeout: Duration::from_secs(2),
         ..sshd.options()
     };
     let transport = sshd.transport_with(sshd.target(), options);

@@ -98,7 +98,7 @@ async fn many_streams_go_on_while_one_is_stalled() {
     }
     let slowest = within(Duration::from_secs(30), "64 echoes", streams.join_all()).await;
     let slowest = slowest.into_iter().max().expect("64");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
 
     // What was stalled is still all there.
     let read = async {
@@ -242,7 +242,7 @@ async fn dropping_a_stream_closes_the_connection_there() {
         drop(near);
         let mut rest = Vec::new();
         let end = far.read_to_end(&mut rest);
-        let _ = within(Duration::from_secs(2), "the far side's end", end).await;
+        let _ = within(Duration::from_secs(10), "the far side's end", end).await;
     }
 }
 
@@ -281,7 +281,7 @@ async fn a_connection_that_hangs_holds_up_no_other() {
     let sshd = Sshd::start();
     let options = SshOptions {
         open_patience: Duration::from_millis(100),
-        open_timeout: Duration::from_secs(2),
+        open_timeout: Duration::from_secs(6),
         ..sshd.options()
     };
     let transport = sshd.transport_with(sshd.target(), options);
@@ -306,11 +306,11 @@ async fn a_connection_that_hangs_holds_up_no_other() {
         hung.err().map(|e| e.kind()),
         Some(std::io::ErrorKind::TimedOut)
     );
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     // It is known now, and costs nobody anything.
     let begun = Instant::now();
     let again = transport.connect(wedged.port).await;
-    assert!(again.is_err() && begun.elapsed() < Duration::from_millis(500));
+    assert!(again.is_err() && begun.elapsed() < Duration::from_secs(3));
 }
 
 /// A port whose owner does not accept, with its queue full: connections hang.

@@ -169,11 +169,11 @@ impl<'a> Driver<'a> {
         self.give_back_orders();
     }
 
+    /// Channels on their way out end with the session.
     fn is_done(&self) -> bool {
         let is_idle = self.tunnels.is_empty() && self.commands.is_empty();
         let is_unwanted = self.orders_ended || self.retired;
-        let is_settled = self.opening.is_none() && self.closing.is_empty();
-        is_idle && is_unwanted && is_settled && self.waiting.is_empty()
+        is_idle && is_unwanted && self.opening.is_none() && self.waiting.is_empty()
     }
 
     /// Brings in all that the socket has.

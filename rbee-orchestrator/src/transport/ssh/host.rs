@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::backoff::Backoff;
 use super::command::CommandOutput;
 use super::connect::{self, Connected, Peer, Refused, Stage};
 use super::driver::{Driver, Ending};
@@ -46,13 +47,6 @@ struct State {
     /// Ports on which a connection has hung since it was asked for.
     hanging: HashSet<u16>,
     backoff: Backoff,
-}
-
-/// Failed connection attempts in a row.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-    last: Option<(Refused, Instant)>,
 }
 
 /// A session's thread, as others see it.
@@ -355,61 +349,6 @@ impl Drop for SessionThread {
     }
 }
 
-impl Backoff {
-    /// While it is too early for another attempt, the last one's failure.
-    fn check(&self) -> Result<(), Refused> {
-        let Some((refused, until)) = &self.last else {
-            return Ok(());
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        let mut refused = refused.clone();
-        let seconds = left.as_secs_f64();
-        let again = format!(" (tried lately; again in {seconds:.1} s)");
-        refused.error.message.push_str(&again);
-        refused.error = refused.error.retry_after(left);
-        Err(refused)
-    }
-
-    fn failed(&mut self, refused: &Refused, options: &SshOptions) {
-        let doubled = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        let longest = options.backoff_first.saturating_mul(doubled);
-        let longest = longest.min(options.backoff_max);
-        self.failures = self.failures.saturating_add(1);
-        // Between a half and all of it, so that a fleet does not come back at once.
-        let part = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
-        let pause = longest.mul_f64(0.5 + part / 2.0);
-        self.last = Some((refused.clone(), Instant::now() + pause));
-    }
-}
-
 fn unreachable(message: String) -> Error {
     Error::new(Code::HiveUnreachable, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pause_doubles_up_to_its_bound_and_tells_what_failed() {
-        let options = SshOptions {
-            backoff_first: Duration::from_secs(10),
-            backoff_max: Duration::from_secs(60),
-            ..SshOptions::default()
-        };
-        let mut backoff = Backoff::default();
-        assert!(backoff.check().is_ok());
-        let refused = Refused::new(Stage::Reach, unreachable("no route".into()));
-        for most in [10, 20, 40, 60, 60] {
-            backoff.failed(&refused, &options);
-            let refused = backoff.check().expect_err("it is too early");
-            assert!(refused.error.message.contains("no route"), "{refused:?}");
-            let pause = refused.error.retry_after.expect("told");
-            let bounds = Duration::from_secs(most / 2 - 1)..=Duration::from_secs(most);
-            assert!(bounds.contains(&pause), "{pause:?} of {most} s");
-        }
-    }
 }

@@ -5,6 +5,7 @@
 //! port but sshd's, and nothing listens on the queen's side.
 
 mod auth;
+mod backoff;
 mod client_config;
 mod command;
 mod connect;
