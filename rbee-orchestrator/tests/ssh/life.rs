@@ -73,7 +73,7 @@ async fn a_hive_that_ignores_sigterm_is_killed_with_all_that_it_started() {
         .expect("it starts");
     let grace = Duration::from_millis(300);
     transport.stop(&process, grace).await.expect("killed");
-    eventually("all have gone", || sshd.programs().is_empty()).await;
+    eventually("all have gone", || sshd.everything().is_empty()).await;
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn a_hive_that_crashes_or_stays_mute_is_told_with_its_last_words() {
         "an earlier start's output: {error}"
     );
     assert!(error.details.is_some_and(|d| d["log_lines"].is_array()));
-    eventually("all have gone", || sshd.programs().is_empty()).await;
+    eventually("all have gone", || sshd.everything().is_empty()).await;
 }
 
 #[tokio::test]

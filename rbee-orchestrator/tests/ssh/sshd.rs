@@ -163,9 +163,19 @@ impl Sshd {
 
     /// Processes that name this folder in their command line, but for sshd's own.
     pub(crate) fn programs(&self) -> Vec<u32> {
-        let ours = self.folder.path().display().to_string();
+        let folder = self.folder.path().display().to_string();
+        Self::those(|process| process.line.contains(&folder))
+    }
+
+    /// All that runs on the machine, the shells of commands too.
+    pub(crate) fn everything(&self) -> Vec<u32> {
+        let home = format!("HOME={}", self.home().display());
+        Self::those(|process| process.environment().contains(&home))
+    }
+
+    fn those(which: impl Fn(&Process) -> bool) -> Vec<u32> {
         let all = processes().into_iter();
-        let found = all.filter(|process| !process.is_sshd() && process.line.contains(&ours));
+        let found = all.filter(|process| !process.is_sshd() && which(process));
         found.map(|process| process.pid).collect()
     }
 }
@@ -173,7 +183,14 @@ impl Sshd {
 impl Drop for Sshd {
     fn drop(&mut self) {
         self.kill();
-        let left = self.programs();
+        // What a cut-off command was running ends within a second or so.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.everything().is_empty() && Instant::now() < deadline {
+            #[expect(clippy::disallowed_methods, reason = "a drop can't wait otherwise")]
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut left = self.everything();
+        left.extend(self.programs());
         left.iter().copied().for_each(kill);
         if !std::thread::panicking() {
             assert_eq!(left, Vec::<u32>::new(), "processes are left behind");
@@ -293,6 +310,12 @@ struct Process {
 impl Process {
     fn is_sshd(&self) -> bool {
         self.name.starts_with("sshd")
+    }
+
+    /// Empty for a zombie, and for another user's.
+    fn environment(&self) -> String {
+        let bytes = fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::host::Host;
-use super::process::{ProcessId, first_free, listens, number, runs, stop};
+use super::process::{ProcessId, end_group, first_free, listens, number, runs, stop};
 use super::program::Program;
 use super::script::{self, unreachable};
 use super::{SshTransport, quote};
@@ -156,6 +156,8 @@ impl<'a> Start<'a> {
             () = healthy => {}
             ended = ended => {
                 ended?;
+                // What it started must not keep the log or a port.
+                end_group(host, self.process).await?;
                 if listens(host, self.port).await? {
                     return Ok(Attempt::PortTaken);
                 }
@@ -167,7 +169,11 @@ impl<'a> Start<'a> {
                     "did not answer its health check on port {port} within {limit:?}"
                 );
                 // Before the log is read: its last words shall be in it.
-                if let Err(error) = stop(host, self.process, FAILED_GRACE).await {
+                let stopped = async {
+                    stop(host, self.process, FAILED_GRACE).await?;
+                    end_group(host, self.process).await
+                };
+                if let Err(error) = stopped.await {
                     tracing::warn!(host = host.name(), %error, "a failed hive could not be stopped");
                 }
                 return Err(self.error(&problem).await);

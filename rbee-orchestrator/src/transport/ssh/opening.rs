@@ -18,6 +18,8 @@ pub(super) struct Opening {
     /// Answers to keep-alives when one was sent to see whether only this is slow.
     asked_at: Option<u64>,
     hangs: bool,
+    /// Commands that were there when it was begun.
+    commands: usize,
 }
 
 impl Opening {
@@ -52,9 +54,9 @@ impl Driver<'_> {
                 self.resumes(&opening);
                 self.opened(opening.order, channel);
             }
-            Err(Trouble::Channel(_)) if opening.is_run() && self.open_commands() > 0 => {
+            Err(Trouble::Channel(_)) if opening.is_run() && opening.commands > 0 => {
                 // It allows fewer sessions than OpenSSH usually does.
-                self.max_commands = self.open_commands();
+                self.max_commands = opening.commands;
                 self.waiting.push_front(opening.order);
             }
             Err(Trouble::Channel(why)) => {
@@ -85,6 +87,7 @@ impl Driver<'_> {
             since: Instant::now(),
             asked_at: None,
             hangs: false,
+            commands: self.open_commands(),
         })
     }
 

@@ -62,6 +62,18 @@ pub(super) async fn stop(host: &Host, process: ProcessId, grace: Duration) -> Re
     }
 }
 
+/// Kills what a process has left of the group that it led. Its id can't be another's while it
+/// names a group; that it has no process any more makes sure that the group is no newer one.
+pub(super) async fn end_group(host: &Host, process: ProcessId) -> Result<()> {
+    let ProcessId { pid, .. } = process;
+    if pid <= 1 {
+        return Ok(());
+    }
+    let body = format!("started {pid} >/dev/null || kill_group {pid} 2>/dev/null || :");
+    let said = script::run(host, &body, host.options().command_timeout).await?;
+    said.ok(host, "ending what the hive started").map(|_| ())
+}
+
 /// Sends a signal to that very process; nothing if it has ended.
 async fn signal(host: &Host, process: ProcessId, kill: &str) -> Result<()> {
     let ProcessId { pid, started } = process;
