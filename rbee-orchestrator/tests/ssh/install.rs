@@ -12,14 +12,13 @@ use crate::proxy::Proxy;
 use crate::sshd::Sshd;
 
 /// A program of this machine that answers `--version`, whatever it is called.
-fn binary() -> PathBuf {
+fn binary(sshd: &Sshd) -> PathBuf {
     let cat = fs::canonicalize("/bin/cat").expect("it is there");
     // A file that takes a while to send.
     let mut bytes = fs::read(cat).expect("readable");
     bytes.resize(8 << 20, 0);
-    let path = std::env::temp_dir().join(format!("rbee-test-binary-{}", std::process::id()));
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| fs::write(&path, &bytes).expect("temp dir is writable"));
+    let path = sshd.path("program");
+    fs::write(&path, bytes).expect("temp dir is writable");
     path
 }
 
@@ -49,11 +48,11 @@ async fn a_program_is_put_where_it_is_found_and_replaces_an_older_one() {
         let command = command(&sshd, install_path);
         for _ in 0..2 {
             let place = transport
-                .install(&binary(), &command)
+                .install(&binary(&sshd), &command)
                 .await
                 .expect("installed");
             let there = fs::read(&place).expect("it is there");
-            assert!(there == fs::read(binary()).expect("readable"));
+            assert!(there == fs::read(binary(&sshd)).expect("readable"));
             let mode = fs::metadata(&place).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o755);
             let folder = place.parent().expect("in a folder");
@@ -81,7 +80,7 @@ async fn an_upload_that_is_cut_leaves_the_older_program_in_place() {
 
     proxy.cut_after(3 << 20);
     let error = transport
-        .install(&binary(), &command)
+        .install(&binary(&sshd), &command)
         .await
         .expect_err("cut");
     assert_eq!(error.code, Code::HiveUnreachable, "{error}");
@@ -89,7 +88,10 @@ async fn an_upload_that_is_cut_leaves_the_older_program_in_place() {
     let kept = fs::read_to_string(folder.join("a hive's name")).expect("there");
     assert_eq!(kept, "the older one");
 
-    transport.install(&binary(), &command).await.expect("again");
+    transport
+        .install(&binary(&sshd), &command)
+        .await
+        .expect("again");
     assert_eq!(names(&folder), ["a hive's name"], "the cut upload is gone");
 }
 
@@ -148,7 +150,7 @@ async fn the_report_tells_what_is_missing_and_what_is_there() {
         assert_eq!(item.status, Status::Ok, "{item:?}");
     }
     transport
-        .install(&binary(), &command)
+        .install(&binary(&sshd), &command)
         .await
         .expect("installed");
     let report = transport.inspect(&command).await;
