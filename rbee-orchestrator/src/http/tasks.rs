@@ -65,7 +65,9 @@ where
         }
         false => finished(context, stream).await?,
     };
-    response.headers_mut().insert("x-job-id", header(&job.to_string()));
+    response
+        .headers_mut()
+        .insert("x-job-id", header(&job.to_string()));
     Ok(response)
 }
 

@@ -21,6 +21,7 @@ use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::config::Config;
 use crate::domain::{Attempt, Ending, HiveId, JobId, Mono, Narration, Now, WorkerId, WorkerSpec};
 use crate::error::{Error, Result};
+use crate::hives::Provisioner;
 use crate::relay::pool::Pool;
 use crate::router::{
     Assignment, Call, Flow, FlowParts, Inbox, Journal, Lease, Notice, Patience, Step, TextBudget,
@@ -48,6 +49,8 @@ pub(super) struct Driver {
     pub(super) pool: Arc<Pool>,
     flow_parts: Arc<FlowParts>,
     pub(super) hives: Arc<HiveMap>,
+    /// Models on their way to hives.
+    pub(super) provisioner: Arc<Provisioner>,
     pub(super) clock: Clock,
     tasks: TaskTracker,
     /// Where the library's own tasks run, whichever runtime a caller comes from.
@@ -84,6 +87,7 @@ impl Driver {
         };
         Driver {
             flow_parts: Arc::new(flow_parts),
+            provisioner: Arc::new(Provisioner::new(config.clone())),
             config,
             owner,
             store,

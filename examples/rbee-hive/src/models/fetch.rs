@@ -300,14 +300,10 @@ fn failed(what: &str, error: &HubError) -> ApiError {
     match status {
         Some(404) => ApiError::model_not_found(format!("the hub has no {what}")),
         // The hub says so too of a repository that is not there.
-        Some(status @ (401 | 403)) => ApiError::new(
-            StatusCode::FORBIDDEN,
-            "FORBIDDEN",
-            format!(
-                "the hub refuses {what} ({status}): it is private, gated or not there; accept its \
-                 terms and give the hive a token in HF_TOKEN"
-            ),
-        ),
+        Some(status @ (401 | 403)) => download_failed(format!(
+            "the hub refuses {what} ({status}): it is private, gated or not there; accept its \
+             terms and give the hive a token in HF_TOKEN"
+        )),
         _ => download_failed(format!(
             "fetching {what} failed: {error}; ask again, and it goes on where it stopped"
         )),
