@@ -120,6 +120,29 @@ fn what_can_not_be_had_is_refused_and_remembered_for_a_moment() {
 }
 
 #[test]
+fn a_download_that_stands_still_is_given_up() {
+    let (home, hub) = (Home::new(), Hub::with("m.gguf", &content()));
+    let queen = queen_with(&home, &hub)
+        .config("timeouts.download_stall = \"1s\"")
+        .start();
+    let asked = json!({"model": "org/repo"});
+    let mut events = queen
+        .stream("/v2/models/download", &asked)
+        .expect("an answer");
+    let last = loop {
+        let event = events.json();
+        if event["type"] != "narration" {
+            break event;
+        }
+    };
+    assert_eq!(
+        (&last["type"], &last["code"]),
+        (&json!("error"), &json!("TIMEOUT"))
+    );
+    assert_eq!(events.next(), Some(Event::Done));
+}
+
+#[test]
 fn a_hives_log_is_followed_and_read_from_its_file_when_it_hangs() {
     let home = Home::new();
     home.add_model("m.stub", "");
@@ -148,11 +171,9 @@ fn a_hives_log_is_followed_and_read_from_its_file_when_it_hangs() {
     queen.ask("/v2/workers/shutdown", &json!({ "worker_id": worker }));
     while !next().contains("stopped") {}
 
-    let hive = home.processes().into_iter();
-    let hive = hive
-        .filter(|p| p.command.contains("rbee-hive"))
-        .map(|p| p.pid);
-    let hive = hive.last().expect("the hive runs");
+    let mut running = home.processes().into_iter();
+    let hive = running.find(|process| process.command.contains("rbee-hive"));
+    let hive = hive.expect("the hive runs").pid;
     let hive = Pid::from_raw(i32::try_from(hive).expect("a pid")).expect("a pid");
     kill_process(hive, Signal::STOP).expect("it is ours");
     let from_file = queen.look("/v2/logs?node=localhost&follow=true");
