@@ -75,6 +75,8 @@ codes! {
     NotImplemented = "NOT_IMPLEMENTED", 501;
     /// A worker could not be started, or died, or refused.
     WorkerFailed = "WORKER_FAILED", 502;
+    /// A hive could not fetch a model.
+    DownloadFailed = "DOWNLOAD_FAILED", 502;
     /// A worker answered what no one can read.
     UpstreamInvalid = "UPSTREAM_INVALID", 502;
     /// No worker can take this now.

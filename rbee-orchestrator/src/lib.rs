@@ -55,6 +55,6 @@ pub mod transport;
 pub use config::Config;
 pub use error::{Code, Error, Result};
 pub use orchestrator::{
-    Builder, ModelInfo, OpenAiRequest, Orchestrator, RawHead, RawReply, TaskEvents, TaskStream,
-    TransportFactory,
+    Builder, LogLines, LogQuery, ModelDownload, ModelInfo, OpenAiRequest, Orchestrator, RawHead,
+    RawReply, TaskEvents, TaskStream, TransportFactory,
 };

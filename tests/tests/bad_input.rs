@@ -371,13 +371,56 @@ fn unknown_routes_and_methods_are_told_apart() {
 fn what_later_parts_bring_says_so() {
     let house = house();
     let queen = &house.queen;
-    let later = |reply| assert_error(&reply, 501, "NOT_IMPLEMENTED", &[]);
-    later(queen.ask("/v2/models/download", &json!({"model": "hf:org/repo"})));
-    later(queen.look("/v2/logs?node=localhost"));
     let over_ssh = json!({"node_name": "far", "ssh_host": "10.0.0.9", "ssh_user": "u"});
     let reply = queen.ask("/v2/registry/beehives/add", &over_ssh);
     assert_eq!(reply.json()["success"], false);
-    later(reply);
+    assert_error(&reply, 501, "NOT_IMPLEMENTED", &[]);
+}
+
+#[test]
+fn calls_about_models_and_logs_say_what_is_wrong_with_them() {
+    let house = house();
+    let queen = &house.queen;
+    for (body, named) in [
+        (json!({}), "model"),
+        (json!({"model": "file:../x"}), ".."),
+        (json!({"model": "org/repo", "node": "a b"}), "a b"),
+    ] {
+        for call in ["/v2/models/download", "/v2/models/remove"] {
+            assert_error(&queen.ask(call, &body), 400, "INVALID_REQUEST", &[named]);
+        }
+    }
+    let elsewhere = json!({"model": "org/repo", "node": "nowhere"});
+    for call in ["/v2/models/download", "/v2/models/remove"] {
+        assert_error(
+            &queen.ask(call, &elsewhere),
+            404,
+            "HIVE_NOT_FOUND",
+            &["nowhere"],
+        );
+    }
+    let none = queen.ask("/v2/models/remove", &json!({"model": "org/none"}));
+    assert_error(&none, 404, "MODEL_NOT_FOUND", &["org/none"]);
+    assert_error(
+        &queen.look("/v2/logs?node=nowhere"),
+        404,
+        "HIVE_NOT_FOUND",
+        &["nowhere"],
+    );
+    for (query, named) in [
+        ("tail=many", "many"),
+        ("tail=10001", "10000"),
+        ("follow=perhaps", "perhaps"),
+        ("worker_id=a%20b", "a b"),
+        ("node=-x", "-x"),
+    ] {
+        let reply = queen.look(&format!("/v2/logs?{query}"));
+        assert_error(&reply, 400, "INVALID_REQUEST", &[named]);
+    }
+    for (query, named) in [("status=happy", "happy"), ("min_vram_bytes=8G", "8G")] {
+        let reply = queen.look(&format!("/v2/registry/beehives/list?{query}"));
+        assert_error(&reply, 400, "INVALID_REQUEST", &[named]);
+    }
 }
 
 #[test]

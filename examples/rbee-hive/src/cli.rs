@@ -16,6 +16,22 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve the hive's HTTP API until told to stop.
     Daemon(DaemonArgs),
+    /// Fetch a model from the hub into the models folder; says how far it is in JSON lines.
+    Fetch(FetchArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// hf:org/repo, hf:org/repo/file.gguf or hf:org/repo@revision::file=path
+    pub(crate) model_ref: String,
+
+    /// Folder with the models [default: ~/.local/share/rbee/models]
+    #[arg(long, value_name = "DIR", env = "RBEE_HIVE_MODELS")]
+    pub(crate) models: Option<PathBuf>,
+
+    /// What must stay free on the disk
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    pub(crate) keep_free_bytes: u64,
 }
 
 #[derive(Debug, Args)]

@@ -26,6 +26,8 @@ struct ConfigFile {
     load_timeout_secs: u64,
     load_timeout_secs_per_gib: u64,
     stop_grace_secs: u64,
+    download_stall_secs: u64,
+    keep_free_mib: u64,
     aliases: BTreeMap<String, String>,
     engines: BTreeMap<String, EngineConfig>,
 }
@@ -39,6 +41,8 @@ impl Default for ConfigFile {
             load_timeout_secs: 300,
             load_timeout_secs_per_gib: 20,
             stop_grace_secs: 10,
+            download_stall_secs: 120,
+            keep_free_mib: 1024,
             aliases: BTreeMap::new(),
             engines: BTreeMap::new(),
         }
@@ -75,6 +79,10 @@ pub(crate) struct Settings {
     pub(crate) context: u64,
     pub(crate) load_timeout: LoadTimeout,
     pub(crate) stop_grace: Duration,
+    /// A download that brings nothing for so long has failed.
+    pub(crate) download_stall: Duration,
+    /// What a download leaves of the disk.
+    pub(crate) keep_free_bytes: u64,
     pub(crate) callback_url: Option<String>,
     pub(crate) worker_host: WorkerHost,
 }
@@ -103,22 +111,12 @@ impl Settings {
         if !(1..=1 << 24).contains(&file.context) {
             bail!("context = {}: must be 1 to 16777216 tokens", file.context);
         }
-        let home = variable("HOME").map(PathBuf::from);
-        let in_home = |below: &str| match &home {
-            Some(home) => home.join(below),
-            None => env::temp_dir().join("rbee").join(below),
-        };
         Ok(Settings {
             host,
             port,
             token,
             log_format: args.log_format,
-            models: absolute(
-                &args
-                    .models
-                    .or(file.models)
-                    .unwrap_or_else(|| in_home(".local/share/rbee/models")),
-            )?,
+            models: models_folder(args.models.or(file.models))?,
             state_root: absolute(
                 &args
                     .state
@@ -133,6 +131,8 @@ impl Settings {
                 per_gib: Duration::from_secs(file.load_timeout_secs_per_gib),
             },
             stop_grace: Duration::from_secs(file.stop_grace_secs),
+            download_stall: Duration::from_secs(file.download_stall_secs.max(1)),
+            keep_free_bytes: file.keep_free_mib.saturating_mul(1 << 20),
             callback_url: variable("QUEEN_CALLBACK_URL")
                 .map(|url| url.trim_end_matches('/').to_owned()),
             worker_host: WorkerHost::new(variable("RBEE_WORKER_HOST").as_deref()),
@@ -145,6 +145,18 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.eq_ignore_ascii_case("localhost")
         || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The folder with the models: the given one, else the user's.
+pub(crate) fn models_folder(given: Option<PathBuf>) -> Result<PathBuf> {
+    absolute(&given.unwrap_or_else(|| in_home(".local/share/rbee/models")))
+}
+
+fn in_home(below: &str) -> PathBuf {
+    match variable("HOME") {
+        Some(home) => Path::new(&home).join(below),
+        None => env::temp_dir().join("rbee").join(below),
+    }
 }
 
 fn read_file(path: &Path) -> Result<ConfigFile> {

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::error::ApiError;
 use crate::http;
 use crate::logs::LogBook;
-use crate::models::Catalog;
+use crate::models::{Catalog, Downloads};
 use crate::registry::Registry;
 use crate::state_dir::StateDir;
 use crate::worker::{self, State};
@@ -37,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) catalog: Catalog,
     pub(crate) registry: Registry,
+    pub(crate) downloads: Downloads,
     pub(crate) callbacks: Callbacks,
     pub(crate) client: reqwest::Client,
     pub(crate) book: LogBook,
@@ -67,6 +68,7 @@ impl Hive {
                 settings.engines.extensions(),
             )?,
             registry: Registry::default(),
+            downloads: Downloads::default(),
             callbacks: Callbacks::new(url, token, client.clone()),
             client,
             book,

@@ -24,14 +24,27 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli::Command::Daemon(args) = cli::Cli::parse().command;
-    match daemon(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let outcome = match cli::Cli::parse().command {
+        cli::Command::Daemon(args) => daemon(args).map(|()| true),
+        cli::Command::Fetch(args) => fetch(args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("rbee-hive: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn fetch(args: cli::FetchArgs) -> anyhow::Result<bool> {
+    let folder = config::models_folder(args.models)?;
+    Ok(models::fetch(
+        &args.model_ref,
+        &folder,
+        args.keep_free_bytes,
+    ))
 }
 
 fn daemon(args: cli::DaemonArgs) -> anyhow::Result<()> {

@@ -40,6 +40,9 @@ pub struct Timeouts {
     /// The load of a model, more for each GiB of its size.
     #[serde(with = "humantime_serde")]
     pub load_per_gib: Duration,
+    /// A model's way to a hive, without a byte more.
+    #[serde(with = "humantime_serde")]
+    pub download_stall: Duration,
     /// A hive's start, until its health check answers.
     #[serde(with = "humantime_serde")]
     pub hive_start: Duration,
@@ -71,6 +74,7 @@ impl Default for Timeouts {
             keep_alive: secs(10),
             load: secs(5 * 60),
             load_per_gib: secs(20),
+            download_stall: secs(5 * 60),
             hive_start: secs(30),
             hive_call: secs(15),
             health: secs(5),

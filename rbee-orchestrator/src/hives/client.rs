@@ -58,11 +58,11 @@ pub enum Recognition {
 #[derive(Clone)]
 pub struct HiveClient {
     hive: HiveId,
-    transport: Arc<dyn HiveTransport>,
+    pub(super) transport: Arc<dyn HiveTransport>,
     port: u16,
-    token: HiveToken,
-    timeouts: CallTimeouts,
-    correlation: Option<Arc<str>>,
+    pub(super) token: HiveToken,
+    pub(super) timeouts: CallTimeouts,
+    pub(super) correlation: Option<Arc<str>>,
 }
 
 impl HiveClient {
@@ -91,6 +91,12 @@ impl HiveClient {
     pub fn correlated(mut self, id: &str) -> Self {
         self.correlation = http::HeaderValue::from_str(id).is_ok().then(|| id.into());
         self
+    }
+
+    /// The hive's name.
+    #[must_use]
+    pub fn hive(&self) -> &HiveId {
+        &self.hive
     }
 
     /// The hive's HTTP port.
@@ -255,7 +261,7 @@ impl HiveClient {
     }
 
     /// A call with the token; what the hive answers to it, unless it refuses the token.
-    async fn authorised(
+    pub(super) async fn authorised(
         &self,
         method: Method,
         path: &str,
@@ -296,7 +302,7 @@ impl HiveClient {
         exchange(Arc::clone(&self.transport), self.port, request, limit).await
     }
 
-    fn read<T>(
+    pub(super) fn read<T>(
         &self,
         path: &str,
         answer: &Answer,
@@ -313,7 +319,7 @@ impl HiveClient {
     }
 
     /// An error that carries the hive's own message, code and status.
-    fn refused(&self, path: &str, answer: &Answer, code: Code) -> Error {
+    pub(super) fn refused(&self, path: &str, answer: &Answer, code: Code) -> Error {
         let status = answer.status;
         let (hive_code, message) = wire::read_error(&answer.body);
         let said = match message.is_empty() {
@@ -330,7 +336,7 @@ impl HiveClient {
         }
     }
 
-    fn token_refused(&self, status: StatusCode) -> Error {
+    pub(super) fn token_refused(&self, status: StatusCode) -> Error {
         let said = format!(
             "refuses the queen's token ({status}); give both the same one: the queen's hive token \
              (from her configuration or the file <database>.hive-token) must be RBEE_API_TOKEN in \
@@ -351,17 +357,17 @@ impl HiveClient {
         }
     }
 
-    fn unreachable(&self, said: &str) -> Error {
+    pub(super) fn unreachable(&self, said: &str) -> Error {
         self.error(Code::HiveUnreachable, said)
     }
 
-    fn error(&self, code: Code, said: &str) -> Error {
+    pub(super) fn error(&self, code: Code, said: &str) -> Error {
         let (hive, address) = (&self.hive, self.address());
         Error::new(code, format!("hive {hive} at {address} {said}"))
             .detail("hive_id", hive.as_str())
     }
 
-    fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         let (host, port) = (self.transport.host(), self.port);
         match host.contains(':') {
             true => format!("[{host}]:{port}"),

@@ -6,14 +6,20 @@
 
 mod claims;
 mod client;
+mod events;
 mod exchange;
 mod lenient;
 mod lifecycle;
+mod models;
+mod provisioner;
 mod token;
 mod wire;
 
 pub use claims::PortClaims;
 pub use client::{CallTimeouts, HiveClient, Recognition};
+pub use events::HiveEvents;
 pub use lifecycle::{HiveHandle, HiveOptions, Stopped};
+pub use models::DownloadAnswer;
+pub use provisioner::{Progress, Provisioner};
 pub use token::{HiveToken, secret};
 pub use wire::{HiveWorker, HiveWorkerState, SpawnAnswer, SpawnRequest};

@@ -12,9 +12,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::answer::error_object;
 use super::events;
+use super::following::{DownloadBody, LogBody};
 use crate::domain::{JobId, TaskEvent};
 use crate::error::Error;
-use crate::orchestrator::{RawReply, TaskEvents, TaskStream};
+use crate::orchestrator::{LogLines, ModelDownload, RawReply, TaskEvents, TaskStream};
 use crate::relay::sse;
 
 /// A comment that keeps a connection alive.
@@ -30,6 +31,8 @@ enum Kind {
     Raw(Box<RawBody>),
     Task(Box<TaskBody>),
     Events(Box<EventsBody>),
+    Logs(Box<LogBody>),
+    Download(Box<DownloadBody>),
 }
 
 impl Body {
@@ -63,6 +66,15 @@ impl Body {
             over: false,
         })))
     }
+
+    pub(super) fn logs(lines: LogLines, keep_alive: Duration) -> Self {
+        Body(Kind::Logs(Box::new(LogBody::new(lines, keep_alive))))
+    }
+
+    pub(super) fn download(download: ModelDownload, keep_alive: Duration) -> Self {
+        let body = DownloadBody::new(download, keep_alive);
+        Body(Kind::Download(Box::new(body)))
+    }
 }
 
 impl HttpBody for Body {
@@ -78,6 +90,8 @@ impl HttpBody for Body {
             Kind::Raw(raw) => raw.poll_next(cx),
             Kind::Task(task) => task.poll_next(cx),
             Kind::Events(events) => events.poll_next(cx),
+            Kind::Logs(logs) => logs.poll_next(cx),
+            Kind::Download(download) => download.poll_next(cx),
         };
         next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -108,20 +122,20 @@ enum Phase {
 
 /// Beats while nothing else goes over the wire.
 #[derive(Debug)]
-struct Heart {
+pub(super) struct Heart {
     interval: Duration,
     beat: Option<Pin<Box<Sleep>>>,
 }
 
 impl Heart {
-    fn new(interval: Duration) -> Self {
+    pub(super) fn new(interval: Duration) -> Self {
         Heart {
             interval,
             beat: None,
         }
     }
 
-    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    pub(super) fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let interval = self.interval;
         let beat = self
             .beat
@@ -131,7 +145,7 @@ impl Heart {
         Poll::Ready(Bytes::from_static(KEEP_ALIVE))
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.beat = None;
     }
 }

@@ -1,12 +1,10 @@
-//! Health and models.
+//! Health.
 
 use http::{Response, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::body::Body;
-use super::{Context, answer, read};
-use crate::domain::HiveId;
-use crate::error::Result;
+use super::{Context, answer};
 
 /// `GET /health`.
 pub(super) fn health(context: &Context<'_>) -> Response<Body> {
@@ -18,23 +16,4 @@ pub(super) fn health(context: &Context<'_>) -> Response<Body> {
             answer::json(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }
-}
-
-/// `GET /v2/models/list`.
-pub(super) async fn models(context: &Context<'_>) -> Result<Response<Body>> {
-    let node = read::query(context, "node").map(HiveId::new).transpose()?;
-    let models = context.orchestrator.models(node.as_ref()).await?;
-    let listed: Vec<Value> = models
-        .iter()
-        .map(|model| {
-            json!({
-                "model_ref": model.model_ref,
-                "aliases": model.aliases,
-                "node": model.node.as_ref().map_or("", HiveId::as_str),
-                "size_bytes": model.size_bytes,
-                "state": if model.loaded { "loaded" } else { "available" },
-            })
-        })
-        .collect();
-    Ok(answer::ok(&json!({"models": listed})))
 }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::body::Body;
+use super::hive_filter::HiveFilter;
 use super::{Context, answer, read};
 use crate::brain::is_loopback;
 use crate::domain::{HiveId, HiveMode, HiveSpec, SshTarget};
@@ -18,9 +19,12 @@ use crate::relay::openai::missing;
 use crate::scheduler::Hive;
 
 /// `GET …/list`.
-pub(super) fn list(context: &Context<'_>) -> Response<Body> {
-    let nodes: Vec<Value> = context.orchestrator.hives().iter().map(object).collect();
-    answer::ok(&json!({"nodes": nodes}))
+pub(super) fn list(context: &Context<'_>) -> Result<Response<Body>> {
+    let filter = HiveFilter::of(context)?;
+    let hives = context.orchestrator.hives();
+    let wanted = hives.iter().filter(|hive| filter.wants(hive));
+    let nodes: Vec<Value> = wanted.map(object).collect();
+    Ok(answer::ok(&json!({"nodes": nodes})))
 }
 
 /// A hive as clients see it. The first ten fields are as older clients know them: texts are empty

@@ -127,3 +127,10 @@ pub(super) fn query(context: &Context<'_>, key: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
         .filter(|value| !value.is_empty())
 }
+
+/// Every value that a query has for a key, but the empty text.
+pub(super) fn queries(context: &Context<'_>, key: &str) -> Vec<String> {
+    let pairs = url::form_urlencoded::parse(context.query.unwrap_or_default().as_bytes());
+    let found = pairs.filter(|(name, value)| name == key && !value.is_empty());
+    found.map(|(_, value)| value.into_owned()).collect()
+}

@@ -6,9 +6,11 @@ use http_body::Body as HttpBody;
 use matchit::Router;
 
 use super::body::Body;
-use super::{Context, METHODS, answer, fleet, hives, openai, tasks, tenants, workers};
+use super::{
+    Context, METHODS, answer, fleet, hives, logs, models, openai, tasks, tenants, workers,
+};
 use crate::domain::JobKind;
-use crate::error::{Code, Error};
+use crate::error::Error;
 
 /// An endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,16 +41,13 @@ pub(super) enum Route {
     RegisterWorker,
     WorkerFailed,
     ListModels,
-    /// Comes with a later version; this says what it will do.
-    NotYet(&'static str),
+    DownloadModel,
+    RemoveModel,
+    Logs,
 }
 
-const DOWNLOAD: &str =
-    "downloading models through the queen; put the file into the hive's models folder";
-const LOGS: &str = "reading a hive's logs through the queen; ask the hive's own GET /v1/logs";
-
 /// Method, path, endpoint; in the order of the documentation.
-const TABLE: [(Method, &str, Route); 30] = [
+const TABLE: [(Method, &str, Route); 31] = [
     (Method::GET, "/health", Route::Health),
     (Method::POST, "/v2/tasks", Route::SubmitTask),
     (Method::GET, "/v2/tasks", Route::ListTasks),
@@ -81,8 +80,9 @@ const TABLE: [(Method, &str, Route); 30] = [
     (Method::POST, "/v2/workers/register", Route::RegisterWorker),
     (Method::POST, "/v2/workers/failed", Route::WorkerFailed),
     (Method::GET, "/v2/models/list", Route::ListModels),
-    (Method::POST, "/v2/models/download", Route::NotYet(DOWNLOAD)),
-    (Method::GET, "/v2/logs", Route::NotYet(LOGS)),
+    (Method::POST, "/v2/models/download", Route::DownloadModel),
+    (Method::POST, "/v2/models/remove", Route::RemoveModel),
+    (Method::GET, "/v2/logs", Route::Logs),
 ];
 
 /// What is at a path.
@@ -181,7 +181,7 @@ impl Route {
             Route::RemoveTenant => tenants::remove(context, body).await,
             Route::OpenAiModels => openai::models(context).await,
             Route::OpenAiModel => openai::model(context).await,
-            Route::ListHives => Ok(hives::list(context)),
+            Route::ListHives => hives::list(context),
             Route::AddHive => return hives::add(context, body).await,
             Route::RemoveHive => return hives::remove(context, body).await,
             Route::ListWorkers => Ok(workers::list(context)),
@@ -191,11 +191,10 @@ impl Route {
             Route::WorkerReady => workers::ready(context, body).await,
             Route::RegisterWorker => workers::register(context, body).await,
             Route::WorkerFailed => workers::failed(context, body).await,
-            Route::ListModels => fleet::models(context).await,
-            Route::NotYet(what) => {
-                let message = format!("this version does not have it yet: {what}");
-                Err(Error::new(Code::NotImplemented, message))
-            }
+            Route::ListModels => models::list(context).await,
+            Route::DownloadModel => models::download(context, body).await,
+            Route::RemoveModel => models::remove(context, body).await,
+            Route::Logs => logs::logs(context).await,
             Route::Chat | Route::Completions | Route::Embeddings => {
                 Err(Error::internal("a request was routed twice"))
             }

@@ -186,7 +186,10 @@ impl Orchestrator {
         self.while_hives_start(attempt).await
     }
 
-    async fn fleet_change(&self, changes: &mut tokio::sync::watch::Receiver<u64>) -> Result<()> {
+    pub(super) async fn fleet_change(
+        &self,
+        changes: &mut tokio::sync::watch::Receiver<u64>,
+    ) -> Result<()> {
         let gone = || Error::new(Code::ShuttingDown, "the queen is shutting down");
         tokio::select! {
             changed = changes.changed() => changed.map_err(|_| gone()),
@@ -194,7 +197,10 @@ impl Orchestrator {
         }
     }
 
-    async fn while_hives_start<T>(&self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn while_hives_start<T>(
+        &self,
+        attempt: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         // A start, and the first report after it.
         let patience = self.driver.config.timeouts.hive_start + Duration::from_secs(10);
         tokio::time::timeout(patience, attempt)

@@ -8,6 +8,8 @@ mod fleet;
 mod following;
 mod hive_actor;
 mod jobs;
+mod logs;
+mod provisioning;
 mod registry;
 mod reply;
 mod retention;
@@ -40,6 +42,10 @@ use registry::HiveParts;
 pub use fleet::ModelInfo;
 pub use following::TaskEvents;
 pub use jobs::OpenAiRequest;
+pub use logs::{LogLines, LogQuery};
+pub use provisioning::ModelDownload;
+#[cfg(feature = "http")]
+pub(crate) use provisioning::has_model;
 pub use registry::TransportFactory;
 pub use reply::{RawHead, RawReply, TaskStream};
 

@@ -29,7 +29,7 @@ pub(super) async fn correlate(request: Request, next: Next) -> Response {
         if let Some(error) = response.extensions_mut().remove::<ApiError>() {
             tracing::info!(
                 status = error.status.as_u16(),
-                code = error.code,
+                code = &*error.code,
                 "{}",
                 error.message
             );

@@ -8,11 +8,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::gguf::{self, Header};
+use super::hub::{self, HubRef};
 use super::memory;
+use super::split::{Split, stem};
 use crate::error::{ApiError, Result};
 
-/// Folders below the models folder that are looked into: `hf/org/repo` is the deepest.
+/// Folders below the models folder that are looked into.
 const DEPTH: usize = 3;
+/// The same below `hf`: repositories have folders of their own.
+const HUB_DEPTH: usize = 6;
 const MOST_FILES: usize = 10_000;
 /// Models named in an error message.
 const NAMED: usize = 20;
@@ -83,12 +87,15 @@ impl Catalog {
     /// Every model, sorted by reference; a name belongs to one model only.
     pub(crate) fn models(&self) -> Vec<Model> {
         let mut files = Vec::new();
-        walk(&self.folder, 0, &mut |path| {
+        let mut take = |path: &Path| {
             if self.is_model(path) && files.len() < MOST_FILES {
                 files.push(path.to_owned());
             }
-        });
+        };
+        walk(&self.folder, DEPTH, &mut take);
+        walk(&self.folder.join("hf"), HUB_DEPTH, &mut take);
         files.sort();
+        files.dedup();
         let parts: HashSet<PathBuf> = files.iter().cloned().collect();
         let mut models: Vec<Model> = files
             .iter()
@@ -111,8 +118,18 @@ impl Catalog {
             self.by_path(&models, model_path)?
         } else if let Some(path) = model_ref.strip_prefix("file:") {
             self.by_path(&models, path)?
-        } else if let Some(reference) = model_ref.strip_prefix("hf:") {
-            by_repository(&models, reference)
+        } else if let Some(reference) = HubRef::parse(model_ref) {
+            // What was put here by hand has no revision.
+            by_repository(&models, &reference).or_else(|| {
+                let revision = None;
+                by_repository(
+                    &models,
+                    &HubRef {
+                        revision,
+                        ..reference
+                    },
+                )
+            })
         } else {
             let is_named = |model: &&Model| model.aliases.iter().any(|alias| alias == model_ref);
             models.iter().find(is_named)
@@ -120,6 +137,34 @@ impl Catalog {
         found
             .cloned()
             .ok_or_else(|| self.not_found(model_ref, &models))
+    }
+
+    /// The model of exactly this revision, if it is here.
+    pub(crate) fn fetched(&self, reference: &HubRef) -> Option<Model> {
+        by_repository(&self.models(), reference).cloned()
+    }
+
+    /// Deletes a model's files; gives the bytes that this frees.
+    pub(crate) fn remove(&self, model: &Model) -> Result<u64> {
+        if !model.path.starts_with(&self.folder) {
+            return Err(ApiError::invalid(format!(
+                "{} lies outside of the models folder; delete it yourself",
+                model.path.display()
+            )));
+        }
+        for file in Split::files(&model.path) {
+            fs::remove_file(&file).map_err(|error| {
+                ApiError::internal(format!("can't delete {}: {error}", file.display()))
+            })?;
+        }
+        let above = model.path.ancestors().skip(1);
+        for folder in above.take_while(|folder| *folder != self.folder) {
+            // Fails, as it should, for a folder with something in it.
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+        Ok(model.size_bytes)
     }
 
     fn by_path<'m>(&self, models: &'m [Model], path: &str) -> Result<Option<&'m Model>> {
@@ -168,9 +213,10 @@ impl Catalog {
     fn reference(&self, path: &Path) -> Option<String> {
         let relative = path.strip_prefix(&self.folder).ok()?;
         let names: Option<Vec<&str>> = relative.iter().map(|name| name.to_str()).collect();
-        let reference = match names?.as_slice() {
-            ["hf", rest @ ..] if rest.len() == 3 => format!("hf:{}", rest.join("/")),
-            names => format!("file:{}", names.join("/")),
+        let names = names?;
+        let reference = match HubRef::at(&names) {
+            Some(reference) => reference.to_string(),
+            None => format!("file:{}", names.join("/")),
         };
         check_name(&reference).is_ok().then_some(reference)
     }
@@ -218,10 +264,7 @@ impl Catalog {
             };
             let is_new = !models.iter().any(|model| model.path == path);
             if path.is_absolute() && is_new && self.is_model(path) {
-                let parts = match Split::of(path) {
-                    Some(split) => (1..=split.count).map(|n| split.part(path, n)).collect(),
-                    None => HashSet::new(),
-                };
+                let parts = Split::files(path).into_iter().collect();
                 models.extend(self.model(path, target, &parts));
             }
         }
@@ -242,9 +285,13 @@ impl Catalog {
                 taken.insert(alias.clone());
             }
         }
-        let repositories: Vec<String> = models
+        let repositories: Vec<HubRef> = models
             .iter()
-            .filter_map(|model| Some(repository(&model.model_ref)?.to_owned()))
+            .filter_map(|model| HubRef::parse(&model.model_ref))
+            .map(|reference| HubRef {
+                file: None,
+                ..reference
+            })
             .collect();
         let mut names: Vec<(String, PathBuf)> = models
             .iter()
@@ -252,7 +299,8 @@ impl Catalog {
             .collect();
         for repository in repositories {
             if let Some(model) = by_repository(models, &repository) {
-                names.push((repository, model.path.clone()));
+                names.push((repository.repository_at(), model.path.clone()));
+                names.push((repository.to_string(), model.path.clone()));
             }
         }
         for (name, path) in names {
@@ -265,37 +313,19 @@ impl Catalog {
     }
 }
 
-/// `org/repo`, `org/repo/file` or `org/repo@rev::file=path`; what is here has no revision. Of
-/// several files of a repository, the usual quantisation, else the first.
-fn by_repository<'m>(models: &'m [Model], reference: &str) -> Option<&'m Model> {
-    let (name, file) = match reference.split_once("::file=") {
-        Some((name, file)) => (name, Some(file)),
-        None => (reference, None),
-    };
-    let name = name.split('@').next().unwrap_or(name);
-    let wanted = match file {
-        Some(file) => format!("hf:{name}/{file}"),
-        None => format!("hf:{name}"),
-    };
-    if let Some(model) = models.iter().find(|model| model.model_ref == wanted) {
-        return Some(model);
-    }
-    let mut of_repository: Vec<&Model> = models
-        .iter()
-        .filter(|model| file.is_none() && repository(&model.model_ref) == Some(name))
-        .collect();
-    of_repository.sort_by_key(|model| (!model.model_ref.contains("Q4_K_M"), &model.model_ref));
-    of_repository.first().copied()
-}
-
-/// `org/repo` of `hf:org/repo/file`.
-fn repository(model_ref: &str) -> Option<&str> {
-    let (repository, _file) = model_ref.strip_prefix("hf:")?.rsplit_once('/')?;
-    Some(repository)
+/// Of several files of a repository, the best.
+fn by_repository<'m>(models: &'m [Model], wanted: &HubRef) -> Option<&'m Model> {
+    let covered = models.iter().filter_map(|model| {
+        let reference = HubRef::parse(&model.model_ref)?;
+        wanted.covers(&reference).then_some(model)
+    });
+    let covered: Vec<&Model> = covered.collect();
+    let best = hub::best(covered.iter().map(|model| model.model_ref.as_str()))?;
+    covered.into_iter().find(|model| model.model_ref == best)
 }
 
 /// Refuses names that no model may have.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let problem = if name.trim().is_empty() {
         "is empty"
     } else if name.chars().count() > 512 {
@@ -311,56 +341,19 @@ fn check_name(name: &str) -> Result<()> {
     Err(ApiError::invalid(format!("model {shown:?} {problem}")))
 }
 
-/// Follows links: whoever may write into the folder decides what is served.
+/// Follows links: whoever may write into the folder decides what is served. Hidden folders hold
+/// what is not whole yet.
 fn walk(folder: &Path, depth: usize, found: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
+        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
         match fs::metadata(&path) {
-            Ok(about) if about.is_dir() && depth < DEPTH => walk(&path, depth + 1, found),
+            Ok(about) if about.is_dir() && depth > 0 && !is_hidden => {
+                walk(&path, depth - 1, found);
+            }
             Ok(about) if about.is_file() => found(&path),
             _ => {}
         }
-    }
-}
-
-/// The file's name without extension and part number.
-fn stem(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    match Split::of(path) {
-        Some(_) => stem[..stem.len() - "-00001-of-00002".len()].to_owned(),
-        None => stem.into_owned(),
-    }
-}
-
-/// The place of a file in a split model, `NAME-00001-of-00003.gguf`.
-#[derive(Debug, Clone, Copy)]
-struct Split {
-    number: u32,
-    count: u32,
-}
-
-impl Split {
-    fn of(path: &Path) -> Option<Self> {
-        let stem = path.file_stem()?.to_str()?;
-        let (rest, count) = stem.rsplit_once("-of-")?;
-        let (_, number) = rest.rsplit_once('-')?;
-        let digits = |text: &str| match text.len() {
-            5 => text.parse().ok(),
-            _ => None,
-        };
-        Some(Split {
-            number: digits(number)?,
-            count: digits(count)?,
-        })
-    }
-
-    fn part(self, path: &Path, number: u32) -> PathBuf {
-        let extension = path.extension().unwrap_or_default().to_string_lossy();
-        let count = self.count;
-        path.with_file_name(format!(
-            "{}-{number:05}-of-{count:05}.{extension}",
-            stem(path)
-        ))
     }
 }
 

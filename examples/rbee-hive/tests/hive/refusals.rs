@@ -192,16 +192,16 @@ async fn errors_have_one_form_and_carry_the_callers_id() {
         (
             "POST",
             "/v1/models/remove",
-            "{\"model_ref\":\"ok\"}",
-            501,
-            "NOT_IMPLEMENTED",
+            "{\"model_ref\":\"nope\"}",
+            404,
+            "MODEL_NOT_FOUND",
         ),
         (
             "GET",
             "/v1/models/download/progress?id=1",
             "",
-            501,
-            "NOT_IMPLEMENTED",
+            404,
+            "NOT_FOUND",
         ),
     ];
     for (method, path, body, status, code) in calls {

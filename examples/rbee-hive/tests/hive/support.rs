@@ -90,6 +90,9 @@ impl Home {
             "QUEEN_CALLBACK_URL",
             "RBEE_WORKER_HOST",
             "RUST_LOG",
+            "HF_TOKEN",
+            "HF_ENDPOINT",
+            "HF_HOME",
         ] {
             command.env_remove(name);
         }

@@ -23,6 +23,7 @@ use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::config::Config;
 use crate::domain::{JobId, JobRecord, Mono, Now, TenantId, WorkerId};
 use crate::error::{Error, Result};
+use crate::hives::Provisioner;
 use crate::relay::pool::Pool;
 use crate::router::{Call, Flow, FlowParts, Inbox, Journal, TextBudget, Ticks};
 use crate::store::{JobChange, Store};
@@ -52,6 +53,8 @@ pub(in crate::orchestrator) struct Driver {
     /// with one key must find the first.
     keys: Vec<tokio::sync::Mutex<()>>,
     pub(in crate::orchestrator) hives: Arc<HiveMap>,
+    /// Models on their way to hives.
+    pub(in crate::orchestrator) provisioner: Arc<Provisioner>,
     pub(in crate::orchestrator) clock: Clock,
     tasks: TaskTracker,
     /// Where the library's own tasks run, whichever runtime a caller comes from.
@@ -92,6 +95,7 @@ impl Driver {
             keys: (0..KEY_LOCKS)
                 .map(|_| tokio::sync::Mutex::default())
                 .collect(),
+            provisioner: Arc::new(Provisioner::new(config.clone())),
             config,
             owner,
             store,

@@ -1,0 +1,311 @@
+//! `rbee-hive fetch`: one model from the hub into the models folder.
+//!
+//! A process of its own, since a transfer that hangs can only be ended from outside: the hub's
+//! client blocks and has no time-outs. What was fetched stays and is gone on with the next time.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError as HubError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::hub::{self, HubRef, MAIN};
+use super::progress::{Meter, Stage, print};
+use super::split::Split;
+use crate::devices::disk_free_bytes;
+use crate::error::{ApiError, Result};
+
+/// Parts of files, below the models folder; hidden, so that no part is taken for a model.
+const PARTS: &str = ".fetch";
+const LOOK_AT_LOCK: Duration = Duration::from_secs(1);
+const READ_SIZE: usize = 1 << 20;
+
+/// Fetches, and prints how it goes. Says whether the model is there.
+pub(crate) fn run(model_ref: &str, folder: &Path, keep_free: u64) -> bool {
+    match fetch(model_ref, folder, keep_free) {
+        Ok(local_path) => {
+            print(&Stage::Complete { local_path });
+            true
+        }
+        Err(error) => {
+            print(&error.into());
+            false
+        }
+    }
+}
+
+fn fetch(model_ref: &str, folder: &Path, keep_free: u64) -> Result<PathBuf> {
+    let reference = HubRef::parse(model_ref).ok_or_else(|| {
+        ApiError::invalid(format!(
+            "{model_ref:?} is not hf:org/repo, hf:org/repo/file or hf:org/repo@revision::file=path"
+        ))
+    })?;
+    let source = Source::open(&reference, folder)?;
+    let names = source.names(&reference)?;
+    let files: Vec<Remote> = names
+        .into_iter()
+        .map(|name| source.look_up(name))
+        .collect::<Result<_>>()?;
+    let total = files.iter().map(|file| file.size).sum();
+    let mut meter = Meter::new(total);
+    let _lock = lock(&files[0], &meter)?;
+    let here: u64 = files.iter().map(Remote::bytes_here).sum();
+    check_room(&reference, folder, total.saturating_sub(here), keep_free)?;
+    meter.report();
+    for file in &files {
+        if !file.is_here() {
+            source.fetch(file, &mut meter)?;
+        }
+        meter.finished(file.size);
+    }
+    Ok(files[0].path.clone())
+}
+
+fn check_room(reference: &HubRef, folder: &Path, needed: u64, keep_free: u64) -> Result<()> {
+    let Some(free) = disk_free_bytes(folder) else {
+        return Ok(());
+    };
+    if needed == 0 || needed.saturating_add(keep_free) <= free {
+        return Ok(());
+    }
+    let message = format!(
+        "{reference} needs {needed} more bytes of disk; {free} are free in {}, of which \
+         {keep_free} stay free: remove a model, or set keep_free_mib",
+        folder.display()
+    );
+    let status = StatusCode::INSUFFICIENT_STORAGE;
+    let details = json!({"needed": needed, "free": free, "keep_free": keep_free});
+    Err(ApiError::new(status, "INSUFFICIENT_DISK", message).details(details))
+}
+
+/// Held while the process lives: two hives may share a folder. Says that it waits.
+fn lock(file: &Remote, meter: &Meter) -> Result<File> {
+    let path = file.part.with_extension("fetch");
+    let opened = fs::create_dir_all(path.parent().unwrap_or(&path))
+        .and_then(|()| File::options().create(true).append(true).open(&path))
+        .map_err(|error| on_disk(&path, &error))?;
+    loop {
+        match opened.try_lock() {
+            Ok(()) => return Ok(opened),
+            Err(fs::TryLockError::WouldBlock) => meter.report(),
+            Err(fs::TryLockError::Error(error)) => return Err(on_disk(&path, &error)),
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this process has no async threads"
+        )]
+        sleep(LOOK_AT_LOCK);
+    }
+}
+
+/// A repository on the hub at a revision.
+struct Source {
+    name: String,
+    api: Api,
+    repository: ApiRepo,
+    cache: Cache,
+    repo: Repo,
+    /// Where its files go.
+    folder: PathBuf,
+}
+
+/// A file of a repository.
+struct Remote {
+    name: String,
+    size: u64,
+    /// Of the content, in hex; `None` for small files that the hub keeps otherwise.
+    sha256: Option<String>,
+    /// Where it goes.
+    path: PathBuf,
+    /// Where the hub's client writes it.
+    part: PathBuf,
+    blob: PathBuf,
+}
+
+impl Source {
+    fn open(reference: &HubRef, folder: &Path) -> Result<Self> {
+        let parts = folder.join(PARTS);
+        fs::create_dir_all(&parts).map_err(|error| on_disk(&parts, &error))?;
+        let cache = Cache::new(parts.clone());
+        let mut api = ApiBuilder::from_env()
+            .with_cache_dir(parts)
+            .with_progress(false);
+        if let Ok(token) = std::env::var("HF_TOKEN")
+            && !token.is_empty()
+        {
+            api = api.with_token(Some(token));
+        }
+        let revision = reference.revision.as_deref().unwrap_or(MAIN);
+        let repo = Repo::with_revision(
+            reference.repository.clone(),
+            RepoType::Model,
+            revision.to_owned(),
+        );
+        let name = reference.to_string();
+        let api = api.build().map_err(|error| failed(&name, &error))?;
+        Ok(Source {
+            repository: api.repo(repo.clone()),
+            folder: folder.join(reference.folder()),
+            name,
+            api,
+            cache,
+            repo,
+        })
+    }
+
+    /// The model's files in the repository, the first part first.
+    fn names(&self, reference: &HubRef) -> Result<Vec<String>> {
+        let first = match &reference.file {
+            Some(file) => file.clone(),
+            None => self.choose()?,
+        };
+        let files = Split::files(Path::new(&first)).into_iter();
+        Ok(files
+            .map(|file| file.to_string_lossy().into_owned())
+            .collect())
+    }
+
+    fn choose(&self) -> Result<String> {
+        let info = self
+            .repository
+            .info()
+            .map_err(|error| failed(&self.name, &error))?;
+        let files = info.siblings.iter().map(|file| file.rfilename.as_str());
+        let best = hub::best(hub::model_files(files));
+        best.map(str::to_owned).ok_or_else(|| {
+            ApiError::model_not_found(format!(
+                "{} has no GGUF file on the hub; look for a GGUF version of this model",
+                self.name
+            ))
+        })
+    }
+
+    fn look_up(&self, name: String) -> Result<Remote> {
+        let about = self
+            .api
+            .metadata(&self.repository.url(&name))
+            .map_err(|error| failed(&format!("{} ({name})", self.name), &error))?;
+        let (etag, commit) = (about.etag(), about.commit_hash());
+        let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        if etag.is_empty() || !is_plain(etag) || !is_plain(commit) {
+            let message = format!("the hub's ETag of {name} is {etag:?}, which is not a hash");
+            return Err(download_failed(message));
+        }
+        let is_sha256 = etag.len() == 64 && etag.chars().all(|c| c.is_ascii_hexdigit());
+        let blob = self.cache.repo(self.repo.clone()).blob_path(etag);
+        Ok(Remote {
+            size: about.size() as u64,
+            sha256: is_sha256.then(|| etag.to_ascii_lowercase()),
+            path: self.folder.join(&name),
+            part: blob.with_extension("part"),
+            blob,
+            name,
+        })
+    }
+
+    fn fetch(&self, file: &Remote, meter: &mut Meter) -> Result<()> {
+        // The hub refuses to go on behind the end of a file.
+        let is_whole = length(&file.part) == Some(file.size);
+        if is_whole {
+            fs::rename(&file.part, &file.blob).map_err(|error| on_disk(&file.blob, &error))?;
+        } else {
+            if length(&file.part).is_some_and(|length| length > file.size) {
+                let _ = fs::remove_file(&file.part);
+            }
+            self.repository
+                .download_with_progress(&file.name, &mut *meter)
+                .map_err(|error| failed(&self.name, &error))?;
+        }
+        self.check(file, meter)?;
+        let moved = fs::create_dir_all(file.path.parent().unwrap_or(&file.path))
+            .and_then(|()| fs::rename(&file.blob, &file.path));
+        moved.map_err(|error| on_disk(&file.path, &error))
+    }
+
+    fn check(&self, file: &Remote, meter: &mut Meter) -> Result<()> {
+        let is_good = match &file.sha256 {
+            Some(wanted) => {
+                let found =
+                    sha256(&file.blob, meter).map_err(|error| on_disk(&file.blob, &error))?;
+                found == *wanted
+            }
+            None => length(&file.blob) == Some(file.size),
+        };
+        if is_good {
+            return Ok(());
+        }
+        let _ = fs::remove_file(&file.blob);
+        Err(download_failed(format!(
+            "{} of {} came with a wrong checksum and was thrown away; ask for it again",
+            file.name, self.name
+        )))
+    }
+}
+
+impl Remote {
+    fn is_here(&self) -> bool {
+        length(&self.path) == Some(self.size)
+    }
+
+    fn bytes_here(&self) -> u64 {
+        match self.is_here() {
+            true => self.size,
+            false => length(&self.part).unwrap_or(0).min(self.size),
+        }
+    }
+}
+
+fn length(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|about| about.len())
+}
+
+/// Ticks while it reads: whoever watches must not take a long check for a stall.
+fn sha256(path: &Path, meter: &mut Meter) -> io::Result<String> {
+    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+    let mut buffer = vec![0; READ_SIZE];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+        meter.tick();
+    }
+    let bytes = hash.finalize();
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn on_disk(path: &Path, error: &io::Error) -> ApiError {
+    ApiError::internal(format!("can't write {}: {error}", path.display()))
+}
+
+fn download_failed(message: String) -> ApiError {
+    ApiError::new(StatusCode::BAD_GATEWAY, "DOWNLOAD_FAILED", message)
+}
+
+/// What the hub's answer means for whoever asked.
+fn failed(what: &str, error: &HubError) -> ApiError {
+    let status = match error {
+        HubError::RequestError(error) => match **error {
+            ureq::Error::StatusCode(status) => Some(status),
+            _ => None,
+        },
+        _ => None,
+    };
+    match status {
+        Some(404) => ApiError::model_not_found(format!("the hub has no {what}")),
+        // The hub says so too of a repository that is not there.
+        Some(status @ (401 | 403)) => download_failed(format!(
+            "the hub refuses {what} ({status}): it is private, gated or not there; accept its \
+             terms and give the hive a token in HF_TOKEN"
+        )),
+        _ => download_failed(format!(
+            "fetching {what} failed: {error}; ask again, and it goes on where it stopped"
+        )),
+    }
+}

@@ -1,0 +1,214 @@
+//! Models that are brought to hives and taken from them, because somebody asks for it.
+
+use tokio::sync::watch;
+
+use super::Orchestrator;
+use super::hive_actor::Order;
+use crate::domain::{HiveId, HiveStatus, ModelRef};
+use crate::error::{Code, Error, Result};
+use crate::hives::{HiveClient, Progress};
+use crate::scheduler::Hive;
+
+/// A model on its way to a hive. It comes whether or not somebody follows it.
+#[derive(Debug)]
+pub struct ModelDownload {
+    /// Which model.
+    pub model: ModelRef,
+    /// Where it goes.
+    pub node: HiveId,
+    progress: watch::Receiver<Progress>,
+}
+
+impl ModelDownload {
+    /// How far it is. That is no news any more.
+    #[must_use]
+    pub fn now(&mut self) -> Progress {
+        self.progress.borrow_and_update().clone()
+    }
+
+    /// The next news of it; `None` after the last. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Progress> {
+        if self.progress.borrow().is_last() && !self.progress.has_changed().unwrap_or(false) {
+            return None;
+        }
+        match self.progress.changed().await {
+            Ok(()) => Some(self.progress.borrow_and_update().clone()),
+            Err(_) if self.progress.borrow().is_last() => None,
+            Err(_) => Some(Progress::Failed(Error::shutting_down())),
+        }
+    }
+}
+
+impl Orchestrator {
+    /// Has a hive fetch a model, unless it has it or fetches it already. Without a node: a hive
+    /// that has the model, else the one that answers and has the most room on its disk. A hive of
+    /// ours that does not run is started for it.
+    ///
+    /// # Errors
+    /// `HIVE_NOT_FOUND`; `HIVE_UNREACHABLE`; the last failure, if it is younger than
+    /// `hives.retry_after`. What the hive refuses comes as [`Progress::Failed`].
+    pub async fn download_model(&self, name: &str, node: Option<&HiveId>) -> Result<ModelDownload> {
+        let (model, node) = self.driver.look(|brain, now| {
+            let model = brain.resolve(name)?;
+            let hives = &brain.view(now).hives;
+            let node = match node {
+                Some(node) if hives.contains_key(node) => node.clone(),
+                Some(node) => return Err(no_hive(node)),
+                None => roomiest(&model, hives.values()).ok_or_else(|| {
+                    Error::new(
+                        Code::HiveNotFound,
+                        "there is no hive that could fetch a model",
+                    )
+                })?,
+            };
+            Ok((model, node))
+        })?;
+        let client = self.running_hive(&node).await?;
+        let (driver, hive) = (self.driver.clone(), node.clone());
+        let (reported, wanted) = (self.clone(), model.clone());
+        let report = async move { reported.wait_for_report(&hive, &wanted, true).await };
+        let provisioner = &driver.provisioner;
+        let (progress, work) = provisioner.ensure_model_available(client, &model, report)?;
+        if let Some(work) = work {
+            let stop = driver.stop.clone();
+            driver.spawn(async move { stop.run_until_cancelled_owned(work).await });
+        }
+        Ok(ModelDownload {
+            model,
+            node,
+            progress,
+        })
+    }
+
+    /// The model that a name means now.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a name that no model may have.
+    pub fn model_named(&self, name: &str) -> Result<ModelRef> {
+        self.driver.look(|brain, _| brain.resolve(name))
+    }
+
+    /// What is on its way now: where, what, how far.
+    #[must_use]
+    pub fn downloads(&self) -> Vec<(HiveId, ModelRef, Progress)> {
+        self.driver.provisioner.running()
+    }
+
+    /// Has a hive delete a model; gives its reference and the hive. The node may be left out where
+    /// only one hive has the model.
+    ///
+    /// # Errors
+    /// `MODEL_NOT_FOUND`, `HIVE_NOT_FOUND`, `HIVE_UNREACHABLE`; `CONFLICT` while a worker serves
+    /// it; `INVALID_REQUEST` when several hives have it.
+    pub async fn remove_model(
+        &self,
+        name: &str,
+        node: Option<&HiveId>,
+    ) -> Result<(ModelRef, HiveId)> {
+        let (model, node) = self.driver.look(|brain, now| {
+            let model = brain.resolve(name)?;
+            let hives = &brain.view(now).hives;
+            if let Some(node) = node {
+                let known = hives.contains_key(node);
+                return known
+                    .then(|| (model, node.clone()))
+                    .ok_or_else(|| no_hive(node));
+            }
+            let owners = hives.values().filter(|hive| has_model(hive, &model));
+            let owners: Vec<&HiveId> = owners.map(Hive::id).collect();
+            match owners.as_slice() {
+                [] => {
+                    let message = format!("no hive has {model}; GET /v2/models/list shows all");
+                    Err(Error::new(Code::ModelNotFound, message).param("model"))
+                }
+                [one] => Ok((model, (*one).clone())),
+                several => {
+                    let names: Vec<&str> = several.iter().map(|id| id.as_str()).collect();
+                    let names = names.join(", ");
+                    let message = format!("{model} is on {names}: name one of them in node");
+                    Err(Error::invalid(message).param("node"))
+                }
+            }
+        })?;
+        let client = self.running_hive(&node).await?;
+        client.remove_model(&model).await?;
+        self.wait_for_report(&node, &model, false).await;
+        Ok((model, node))
+    }
+
+    /// Has a hive report until it has the model, or has it no more, for as long as a call may take.
+    async fn wait_for_report(&self, id: &HiveId, model: &ModelRef, there: bool) {
+        let mut changes = self.driver.fleet_changes.subscribe();
+        self.driver.hives.order(id, Order::Check);
+        let is_so = || {
+            self.driver.look(|brain, now| {
+                let hive = brain.view(now).hives.get(id);
+                hive.is_some_and(|hive| has_model(hive, model) == there)
+            })
+        };
+        let reported = async { while !is_so() && self.fleet_change(&mut changes).await.is_ok() {} };
+        let patience = self.driver.config.timeouts.hive_call;
+        if tokio::time::timeout(patience, reported).await.is_err() {
+            tracing::warn!(hive = %id, %model, "the hive's report is not what was expected");
+        }
+    }
+
+    /// The client of a hive that answers; one of ours is started for it.
+    pub(super) async fn running_hive(&self, id: &HiveId) -> Result<HiveClient> {
+        let driver = &self.driver;
+        let mut changes = driver.fleet_changes.subscribe();
+        let attempt = async {
+            loop {
+                let failed = driver.decide(|brain, now, out| {
+                    let status = |hive: &Hive| hive.status;
+                    let known = brain.view(now).hives.get(id).map(status);
+                    if known.ok_or_else(|| no_hive(id))? == HiveStatus::Online {
+                        return Ok::<_, Error>(None);
+                    }
+                    brain.request_hive_start(now, id, out);
+                    let view = brain.view(now);
+                    let hive = view.hives.get(id).ok_or_else(|| no_hive(id))?;
+                    let failed = hive.status == HiveStatus::Error && !view.can_start(hive);
+                    Ok(Some(hive.last_error.clone().filter(|_| failed)))
+                })?;
+                match failed {
+                    None => break,
+                    Some(Some(error)) => return Err(error),
+                    Some(None) => self.fleet_change(&mut changes).await?,
+                }
+            }
+            let client = driver.hives.get(id).and_then(|entry| entry.handle.client());
+            client
+                .ok_or_else(|| Error::new(Code::HiveUnreachable, format!("hive {id} does not run")))
+        };
+        self.while_hives_start(attempt).await
+    }
+}
+
+pub(super) fn no_hive(id: &HiveId) -> Error {
+    Error::new(Code::HiveNotFound, format!("there is no hive {id}")).param("node")
+}
+
+/// Whether a hive has a model, under its reference or as an alias.
+pub(crate) fn has_model(hive: &Hive, model: &ModelRef) -> bool {
+    let reported = hive.capabilities().into_iter();
+    let mut models = reported.flat_map(|report| &report.models);
+    models.any(|known| {
+        known.model_ref == *model || known.aliases.iter().any(|alias| alias == model.as_str())
+    })
+}
+
+/// The hive that has the model, else the one that answers and has the most room.
+fn roomiest<'h>(model: &ModelRef, hives: impl Iterator<Item = &'h Hive>) -> Option<HiveId> {
+    let rank = |hive: &&Hive| {
+        let room = hive
+            .capabilities()
+            .and_then(|report| report.disk_free_bytes);
+        (
+            hive.status == HiveStatus::Online,
+            has_model(hive, model),
+            room,
+        )
+    };
+    hives.max_by_key(rank).map(|hive| hive.id().clone())
+}
