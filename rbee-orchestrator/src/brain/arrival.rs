@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{Now, Prospect, Worker, WorkerId, WorkerSpec};
+use crate::domain::{Now, Prospect, Worker, WorkerId, WorkerSpec, is_loopback};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
@@ -269,24 +269,4 @@ fn spec_of(call: &WorkerCallback) -> WorkerSpec {
         slots_total: call.slots_total.unwrap_or(1).max(1),
         vram_bytes: call.vram_bytes.unwrap_or(0),
     }
-}
-
-/// Host and port of a base URL, `http://host:port`; `None` if it is not one.
-#[must_use]
-pub fn host_and_port(url: &str) -> Option<(String, u16)> {
-    let url = url::Url::parse(url)
-        .ok()
-        .filter(|url| url.scheme() == "http")?;
-    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
-    Some((host, url.port_or_known_default()?))
-}
-
-/// Whether a host means the machine that says it.
-#[must_use]
-pub fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let is_address = bare
-        .parse::<std::net::IpAddr>()
-        .is_ok_and(|ip| ip.is_loopback());
-    is_address || host.eq_ignore_ascii_case("localhost")
 }

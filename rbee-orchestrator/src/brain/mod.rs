@@ -38,7 +38,6 @@ use crate::domain::{HiveId, HiveRecord, JobId, ModelRef, Mono, Now, Outcome, Wor
 use crate::error::{Error, Result};
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
-pub use arrival::{host_and_port, is_loopback};
 use chance::Chance;
 pub use counters::{Counters, Tally};
 pub use event::{

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::domain::{ModelRef, TenantId, TenantLimits, WorkerId};
+use crate::domain::{ModelRef, TenantId, TenantLimits, WorkerId, host_and_port};
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
@@ -112,7 +112,7 @@ impl Config {
         }
         for worker in &self.workers {
             let url = &worker.url;
-            if crate::brain::host_and_port(url).is_none() {
+            if host_and_port(url).is_none() {
                 return Err(Error::invalid(format!(
                     "workers: url {url:?} must be http://host:port"
                 )));

@@ -1,5 +1,6 @@
 //! Plain data that every other module speaks of: no I/O, no clock, no locks.
 
+mod address;
 mod event;
 mod hive;
 mod id;
@@ -10,6 +11,7 @@ mod tenant;
 mod time;
 mod worker;
 
+pub use address::{host_and_port, is_loopback};
 pub use event::{EventId, Narration, StopReason, TaskEvent};
 pub use hive::{
     Capabilities, Device, HiveMode, HiveModel, HiveProcess, HiveRecord, HiveSpec, HiveStatus,

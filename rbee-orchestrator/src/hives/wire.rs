@@ -127,7 +127,7 @@ impl HiveWorker {
     /// # Errors
     /// `UPSTREAM_INVALID` when its URL names no host and port.
     pub fn spec(&self, hive: &HiveId) -> Result<WorkerSpec> {
-        let address = crate::brain::host_and_port(&self.url);
+        let address = crate::domain::host_and_port(&self.url);
         let Some((host, port)) = address else {
             return Err(Error::new(
                 Code::UpstreamInvalid,

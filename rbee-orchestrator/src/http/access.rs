@@ -6,7 +6,7 @@ use http::request::Parts;
 use subtle::ConstantTimeEq;
 
 use crate::Orchestrator;
-use crate::brain::is_loopback;
+use crate::domain::is_loopback;
 use crate::error::{Code, Error, Result};
 
 /// Who may call: whoever shows the token, or, without one, programs on this machine, but no web

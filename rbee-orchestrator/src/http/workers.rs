@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::{Context, answer, read};
-use crate::brain::{SpawnOrder, WorkerCallback, host_and_port};
-use crate::domain::{Constraints, HiveId, ModelRef, Worker, WorkerId, WorkerProtocol};
+use crate::brain::{SpawnOrder, WorkerCallback};
+use crate::domain::{
+    Constraints, HiveId, ModelRef, Worker, WorkerId, WorkerProtocol, host_and_port,
+};
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;
 

@@ -8,8 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::hive_actor::Order;
-use crate::brain::is_loopback;
-use crate::domain::{HiveId, WorkerSpec};
+use crate::domain::{HiveId, WorkerSpec, is_loopback};
 use crate::hives::HiveHandle;
 use crate::relay::pool::Connector;
 use crate::transport::HiveStream;

@@ -217,7 +217,7 @@ impl Orchestrator {
         let url = Url::parse(&worker.url).map_err(|error| {
             Error::invalid(format!("worker URL {:?}: {error}", worker.url)).param("url")
         })?;
-        let (host, port) = crate::brain::host_and_port(&worker.url).ok_or_else(|| {
+        let (host, port) = crate::domain::host_and_port(&worker.url).ok_or_else(|| {
             Error::invalid(format!("worker URL {url} names no host and port")).param("url")
         })?;
         let id = match &worker.worker_id {

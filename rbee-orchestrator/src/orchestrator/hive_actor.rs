@@ -295,7 +295,7 @@ impl HiveActor {
             client = client.correlated(&id);
         }
         let answer = client.spawn(request).await?;
-        let address = answer.url.as_deref().and_then(crate::brain::host_and_port);
+        let address = answer.url.as_deref().and_then(crate::domain::host_and_port);
         let (host, port) = address.unwrap_or_default();
         Ok(Spawned {
             id: answer.worker_id,
