@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the real parts that the quickstart and the tests run against into .cache/ (git ignores
 # it): a llama-server, a small instruct model and, with --tests, OpenAI's Python client; for the
-# tests, libfaketime must be there too.
+# tests, libfaketime, sshd and what sets up networks must be there too.
 #
 #   tests/parts.sh [--tests]
 #
@@ -88,6 +88,11 @@ check_machine() {
         need faketime_library faketime 'libfaketime, for tests whose clock steps'
         need '{ command -v sshd || [ -x /usr/sbin/sshd ]; } && command -v ssh-keygen && command -v ssh-agent' \
             'openssh-server openssh-client' 'sshd, ssh-keygen and ssh-agent, to test hives over SSH'
+        # Other systems have no namespaces: there the machines of a fleet are several sshd.
+        if [ "$(uname)" = Linux ]; then
+            need 'command -v ip && command -v unshare && { command -v nft || [ -x /usr/sbin/nft ]; }' \
+                'iproute2 util-linux nftables' 'ip, unshare and nft, to test hives on several machines'
+        fi
     fi
     [ -z "$missing" ] || exit 1
 }

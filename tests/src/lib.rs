@@ -6,6 +6,7 @@ pub mod chaos;
 pub mod clock;
 pub mod harness;
 pub mod load;
+pub mod machines;
 pub mod proc;
 pub mod random;
 pub mod stub;

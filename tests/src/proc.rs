@@ -88,6 +88,13 @@ pub fn tree(roots: &[u32]) -> Vec<u32> {
     all
 }
 
+/// The processes that one has started, while it is there.
+#[must_use]
+pub fn children(parent: u32) -> Vec<u32> {
+    let is_child = |pid: &u32| stat(*pid).is_some_and(|s| s.parent == parent);
+    pids().filter(is_child).collect()
+}
+
 /// What `pids` used together.
 #[must_use]
 pub fn usage(pids: &[u32]) -> Usage {

@@ -21,7 +21,7 @@ pub struct Home {
 }
 
 /// The variable that every process started here inherits, with a value of its own for each home.
-pub(super) const MARK: &str = "RBEE_TEST_HOME";
+pub(crate) const MARK: &str = "RBEE_TEST_HOME";
 
 impl Home {
     /// An empty one.
@@ -55,11 +55,11 @@ impl Home {
         self.path().join("models")
     }
 
-    pub(super) fn hive_config(&self) -> PathBuf {
+    pub(crate) fn hive_config(&self) -> PathBuf {
         self.path().join("hive.toml")
     }
 
-    pub(super) fn mark(&self) -> &str {
+    pub(crate) fn mark(&self) -> &str {
         &self.mark
     }
 
