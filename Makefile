@@ -1,7 +1,7 @@
 # What a person does with this repository; `make` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart run test chaos bench bench-store lint fmt doc clean
+.PHONY: help quickstart run test chaos bench bench-store bench-fleet lint fmt doc clean
 
 # The prompt goes on as it was typed: in the environment, past make's and the shell's expansions.
 export RBEE_PROMPT := $(value PROMPT)
@@ -43,6 +43,11 @@ bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"
 bench-store: ## Measure how many jobs the store takes in: make bench-store [ARGS=--quick]
 	cargo build --release -p rbee-tests --bin bench-store
 	$${CARGO_TARGET_DIR:-target}/release/bench-store $(ARGS)
+
+bench-fleet: ## Measure hives on other machines: make bench-fleet [ARGS=--quick]
+	@tests/parts.sh --tests
+	$(RELEASE) -p rbee-tests --bins
+	$(WITH_PARTS) RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/release/bench-fleet $(ARGS)
 
 lint: ## Check format and lints
 	cargo fmt --all --check

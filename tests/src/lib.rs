@@ -1,6 +1,7 @@
 //! What the end-to-end tests and the benchmarks stand on.
 
 pub mod bench;
+pub mod bench_fleet;
 pub mod bench_store;
 pub mod chaos;
 pub mod clock;

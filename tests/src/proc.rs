@@ -1,5 +1,6 @@
 //! What processes are there and what they use, read from `/proc` (Linux).
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 
 /// What a process and its descendants have used so far.
@@ -86,6 +87,13 @@ pub fn tree(roots: &[u32]) -> Vec<u32> {
         at += 1;
     }
     all
+}
+
+/// Ends a process at once; nothing happens if it is gone.
+pub fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
 }
 
 /// The processes that one has started, while it is there.

@@ -14,6 +14,7 @@ mod target;
 use crate::harness::daemon::raise_open_files;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+pub(crate) use shape::wrong_in;
 use shape::{Letter, Shape, shapes};
 use std::fs;
 use std::path::PathBuf;

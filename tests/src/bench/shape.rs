@@ -165,7 +165,7 @@ impl Load {
 
 /// Everything in a report that must not be there. Streams that were cut at the window's end and
 /// did not end within the drain time count too.
-fn wrong_in(report: &Value) -> Vec<String> {
+pub(crate) fn wrong_in(report: &Value) -> Vec<String> {
     let mut problems = Vec::new();
     if let Some(errors) = report["errors"].as_object() {
         problems.extend(errors.iter().map(|(kind, n)| format!("{n} × {kind}")));

@@ -103,12 +103,7 @@ impl Daemon {
     }
 
     fn kill_all(&mut self, family: &[u32]) {
-        for pid in family.iter().rev() {
-            let pid = i32::try_from(*pid).ok().and_then(Pid::from_raw);
-            if let Some(pid) = pid {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
+        family.iter().rev().copied().for_each(proc::kill);
         let _ = self.child.wait();
     }
 }

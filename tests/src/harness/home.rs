@@ -5,7 +5,6 @@ use super::queen::Launch;
 use super::stub_engine::StubEngine;
 use super::wait::until;
 use crate::proc::{self, Process};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -134,11 +133,7 @@ impl Default for Home {
 impl Drop for Home {
     fn drop(&mut self) {
         for process in self.processes() {
-            let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
-            if let Some(pid) = pid {
-                // An error means that it has just ended.
-                let _ = kill_process(pid, Signal::KILL);
-            }
+            proc::kill(process.pid);
         }
     }
 }

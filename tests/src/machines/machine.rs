@@ -3,7 +3,6 @@
 use super::{Network, child_of, keep, make_key, must};
 use crate::harness::{Home, eventually, ports, until};
 use crate::proc;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -140,7 +139,21 @@ impl<'n> Machine<'n> {
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {
         let mut command = self.inside("sh");
-        must(command.args(["-ec", script]).env("HOME", self.user_home()))
+        must(command.args(["-ec", script]).envs(self.environment()))
+    }
+
+    /// Starts a program that runs until the machine is switched off or dropped.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn start(&self, program: &Path, args: &[&str]) {
+        let command = [
+            &[quoted(&program.display().to_string())],
+            &args.iter().map(|arg| quoted(arg)).collect::<Vec<_>>()[..],
+        ]
+        .concat()
+        .join(" ");
+        self.sh(&format!("setsid {command} >/dev/null 2>&1 </dev/null &"));
     }
 
     /// A program on the machine. Without namespaces that is a program here.
@@ -206,7 +219,7 @@ impl<'n> Machine<'n> {
     /// When it is off, or has no namespaces.
     pub fn power_off(&mut self) {
         let mut body = self.body.take().expect("it is on");
-        kill(body.init);
+        proc::kill(body.init);
         body.keeper.wait().expect("it is our child");
         self.sshd.take().map(|mut sshd| sshd.wait());
         // Its end is gone already; the kernel takes its time with this one.
@@ -307,7 +320,7 @@ impl<'n> Machine<'n> {
             doomed.extend(own);
             at += 1;
         }
-        doomed.iter().copied().for_each(kill);
+        doomed.iter().copied().for_each(proc::kill);
         let _ = sshd.wait();
         eventually("sshd has ended", Duration::from_secs(5), || {
             !doomed.iter().any(|pid| proc::is_alive(*pid))
@@ -375,14 +388,12 @@ impl Drop for Machine<'_> {
     }
 }
 
+/// A word as the shell takes it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 fn is_sshd(pid: u32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.starts_with("sshd")
-}
-
-fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // An error means that it has just ended.
-        let _ = kill_process(pid, Signal::KILL);
-    }
 }
