@@ -41,6 +41,9 @@ macro_rules! codes {
 codes! {
     /// The request is malformed.
     InvalidRequest = "INVALID_REQUEST", 400;
+    /// A hive's machine can't be reached, is not trusted, lets the queen not in, or is of another
+    /// kind.
+    PreflightFailed = "PREFLIGHT_FAILED", 400;
     /// No token, or a wrong one.
     Unauthorized = "UNAUTHORIZED", 401;
     /// The caller may not do this.

@@ -368,16 +368,6 @@ fn unknown_routes_and_methods_are_told_apart() {
 }
 
 #[test]
-fn what_later_parts_bring_says_so() {
-    let house = house();
-    let queen = &house.queen;
-    let over_ssh = json!({"node_name": "far", "ssh_host": "10.0.0.9", "ssh_user": "u"});
-    let reply = queen.ask("/v2/registry/beehives/add", &over_ssh);
-    assert_eq!(reply.json()["success"], false);
-    assert_error(&reply, 501, "NOT_IMPLEMENTED", &[]);
-}
-
-#[test]
 fn calls_about_models_and_logs_say_what_is_wrong_with_them() {
     let house = house();
     let queen = &house.queen;

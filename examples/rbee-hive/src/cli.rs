@@ -41,7 +41,7 @@ pub(crate) struct DaemonArgs {
     pub(crate) port: u16,
 
     /// Address to listen on; anything but loopback needs a token (RBEE_API_TOKEN)
-    #[arg(long, default_value = "127.0.0.1")]
+    #[arg(long, env = "RBEE_HIVE_HOST", default_value = "127.0.0.1")]
     pub(crate) host: String,
 
     /// HOST:PORT in one, instead of --host and --port

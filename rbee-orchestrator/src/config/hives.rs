@@ -20,6 +20,11 @@ pub struct HivesConfig {
     /// without being named.
     #[serde(deserialize_with = "with_default_command")]
     pub commands: BTreeMap<String, Vec<String>>,
+    /// Folder of the programs that are uploaded to machines whose hives have `install`; that of the
+    /// queen's own executable by default.
+    pub upload_dir: Option<PathBuf>,
+    /// What becomes of the hives that the queen started when she shuts down.
+    pub on_shutdown: OnShutdown,
     /// Where hives call the queen back; the daemon fills in its own address.
     pub queen_url: Option<String>,
     /// Folder for the logs of local hives. The daemon's default is `logs` beside the database, an
@@ -41,12 +46,25 @@ pub struct HivesConfig {
     pub worker_slots: Option<u32>,
 }
 
+/// What becomes of the hives that the queen started when she shuts down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnShutdown {
+    /// They are stopped, with their workers.
+    #[default]
+    Stop,
+    /// They run on, with their workers; her next life takes them in.
+    Leave,
+}
+
 impl Default for HivesConfig {
     fn default() -> Self {
         HivesConfig {
             local: true,
             port: 9200,
             commands: BTreeMap::from([("default".to_owned(), default_command())]),
+            upload_dir: None,
+            on_shutdown: OnShutdown::default(),
             queen_url: None,
             log_dir: None,
             check_interval: Duration::from_secs(15),

@@ -3,6 +3,7 @@
 mod bounds;
 mod hives;
 mod jobs;
+mod ssh;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,11 +15,12 @@ use crate::domain::{ModelRef, TenantId, TenantLimits, WorkerId, host_and_port};
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
-pub use hives::{HivesConfig, StaticWorker};
+pub use hives::{HivesConfig, OnShutdown, StaticWorker};
 pub use jobs::{
     BreakerConfig, Capacity, PrivacyConfig, QueueConfig, QuotaPolicy, ReplayConfig,
     RetentionConfig, RetryConfig, WhenFull,
 };
+pub use ssh::{HostKeyPolicy, SshOptions};
 
 /// Configuration of an orchestrator. Unknown keys are refused.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -48,6 +50,8 @@ pub struct Config {
     pub quota_policy: QuotaPolicy,
     /// Hives: how they are started and watched.
     pub hives: HivesConfig,
+    /// How machines are reached over SSH.
+    pub ssh: SshOptions,
     /// Servers that no hive owns, registered at the start.
     pub workers: Vec<StaticWorker>,
     /// Names beside `localhost` by which this machine may be called without a token.

@@ -43,6 +43,11 @@ pub struct HiveSpec {
     pub port: Option<u16>,
     /// Present when the queen reaches the machine over SSH.
     pub ssh: Option<SshTarget>,
+    /// Whether the hive and its workers listen on their machine's loopback address only, and are
+    /// reached through the SSH session. Without meaning for hives without `ssh`.
+    pub tunnel: bool,
+    /// Whether the queen may upload the hive's program over SSH where it is missing or older.
+    pub install: bool,
     /// Folder of the hive's binary on its machine.
     pub install_path: Option<String>,
     /// Backends claimed at registration, for hives that can't report their own.
@@ -69,6 +74,8 @@ impl HiveSpec {
             hostname: "127.0.0.1".into(),
             port: None,
             ssh: None,
+            tunnel: false,
+            install: false,
             install_path: None,
             backends: Vec::new(),
             devices: BTreeMap::new(),
@@ -76,6 +83,20 @@ impl HiveSpec {
             command: None,
             git_repo_url: None,
             git_branch: None,
+        }
+    }
+
+    /// A hive on another machine that is reached over SSH, through a tunnel, and whose program the
+    /// queen may install.
+    #[must_use]
+    pub fn over_ssh(id: HiveId, target: SshTarget) -> Self {
+        HiveSpec {
+            mode: HiveMode::Network,
+            hostname: target.host.clone(),
+            ssh: Some(target),
+            tunnel: true,
+            install: true,
+            ..Self::local(id)
         }
     }
 
@@ -88,6 +109,7 @@ impl HiveSpec {
                 spec.hostname.clone(),
                 spec.port,
                 spec.ssh.clone(),
+                spec.tunnel,
             )
         };
         place(self) == place(other)

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Claimant(u64);
 
-/// Ports by the machine's host. Clones share the same entries; all hives of a queen share one.
+/// Ports by the machine. Clones share the same entries; all hives of a queen share one.
 #[derive(Debug, Clone, Default)]
 pub struct PortClaims(Arc<Mutex<Entries>>);
 
@@ -28,19 +28,19 @@ impl PortClaims {
     }
 
     /// Whether a port is someone else's.
-    pub(super) fn is_anothers(&self, host: &str, port: u16, who: Claimant) -> bool {
+    pub(super) fn is_anothers(&self, machine: &str, port: u16, who: Claimant) -> bool {
         let entries = self.entries();
-        let owner = entries.owners.get(&(host.to_owned(), port));
+        let owner = entries.owners.get(&(machine.to_owned(), port));
         owner.is_some_and(|owner| *owner != who)
     }
 
     /// Gives someone this port and no other; `None` takes what it has. A port that another claims
     /// stays with that one.
-    pub(super) fn set(&self, host: &str, port: Option<u16>, who: Claimant) {
+    pub(super) fn set(&self, machine: &str, port: Option<u16>, who: Claimant) {
         let mut entries = self.entries();
         entries.owners.retain(|_, owner| *owner != who);
         if let Some(port) = port {
-            let place = (host.to_owned(), port);
+            let place = (machine.to_owned(), port);
             entries.owners.entry(place).or_insert(who);
         }
     }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::claims::{Claimant, PortClaims};
 use super::client::{CallTimeouts, HiveClient, Recognition};
+use super::launch::Launch;
 use super::token::HiveToken;
 use crate::domain::{HiveId, HiveProcess, HiveSpec};
 use crate::error::{Code, Error, Result};
@@ -30,6 +31,8 @@ pub struct HiveOptions {
     pub port: u16,
     /// Where hives call the queen back; `None` where they can't reach her.
     pub queen_url: Option<String>,
+    /// Folder of the programs that may be uploaded; `None` is that of the queen's own executable.
+    pub upload_dir: Option<PathBuf>,
     /// The token between queen and hives.
     pub token: HiveToken,
     /// File for the hive's output.
@@ -62,32 +65,13 @@ pub enum Stopped {
 pub struct HiveHandle {
     id: HiveId,
     managed: bool,
+    tunnelled: bool,
     launch: StdMutex<Launch>,
     options: HiveOptions,
     claimant: Claimant,
     transport: Arc<dyn HiveTransport>,
     changing: Mutex<()>,
     process: StdMutex<Option<HiveProcess>>,
-}
-
-/// Which program is started.
-#[derive(Clone)]
-struct Launch {
-    template: Vec<String>,
-    install_path: Option<PathBuf>,
-}
-
-impl Launch {
-    /// What a registration may say. `install_path` is for machines that are reached over SSH: it
-    /// must not choose a program on the queen's own.
-    fn of(spec: &HiveSpec, template: Vec<String>) -> Self {
-        let remote = spec.ssh.as_ref();
-        let install_path = remote.and(spec.install_path.as_ref()).map(PathBuf::from);
-        Launch {
-            template,
-            install_path,
-        }
-    }
 }
 
 impl HiveHandle {
@@ -108,6 +92,7 @@ impl HiveHandle {
         let handle = HiveHandle {
             id: spec.id.clone(),
             managed,
+            tunnelled: spec.ssh.is_some() && spec.tunnel,
             launch: StdMutex::new(Launch::of(spec, options.template.clone())),
             claimant: options.claims.claimant(),
             options,
@@ -128,6 +113,12 @@ impl HiveHandle {
     #[must_use]
     pub fn id(&self) -> &HiveId {
         &self.id
+    }
+
+    /// Whether it is reached through an SSH session.
+    #[must_use]
+    pub fn is_tunnelled(&self) -> bool {
+        self.tunnelled
     }
 
     /// How its machine is reached.
@@ -174,7 +165,7 @@ impl HiveHandle {
             return Ok(process);
         }
         let command = self.command();
-        let Preflight { program, version } = self.transport.preflight(&command).await?;
+        let Preflight { program, version } = self.program(&command).await?;
         tracing::info!(hive = %self.id, program = %program.display(), version, "starting the hive");
         let process = self.transport.start(&command).await?;
         // At once, without a pause: a process that runs must be known.
@@ -220,7 +211,11 @@ impl HiveHandle {
     pub async fn is_running(&self) -> Result<bool> {
         match self.process() {
             Some(process) => self.transport.is_running(&process).await,
-            None => Ok(false),
+            None => Ok(self
+                .transport
+                .left_running(&self.command())
+                .await?
+                .is_some()),
         }
     }
 
@@ -243,22 +238,33 @@ impl HiveHandle {
     /// The hive that runs already and takes the token, if there is one.
     async fn adopt(&self) -> Result<Option<HiveProcess>> {
         let stored = self.process();
-        let mut ports = Vec::new();
-        if let Some(process) = stored {
-            if self.transport.is_running(&process).await? && process.pid.is_some() {
-                match self.recognise_patiently(process.port).await {
-                    Recognition::Accepted => return Ok(Some(process)),
-                    reason if process.started_by_queen => self.replace(&process, &reason).await?,
-                    _ => {}
+        let mut ports: Vec<u16> = stored
+            .as_ref()
+            .map(|process| process.port)
+            .into_iter()
+            .collect();
+        if let Some((process, is_stored)) = self.known_process(stored).await? {
+            match self.recognise_patiently(process.port).await {
+                Recognition::Accepted => return Ok(Some(process)),
+                // One that is not stored, and refuses the token, is another queen's.
+                reason
+                    if process.started_by_queen && (is_stored || reason == Recognition::Silent) =>
+                {
+                    self.replace(&process, &reason).await?;
                 }
+                _ => {}
             }
-            ports.push(process.port);
         }
         if !ports.contains(&self.options.port) {
             ports.push(self.options.port);
         }
-        let host = self.transport.host();
-        ports.retain(|port| !self.options.claims.is_anothers(host, *port, self.claimant));
+        let machine = self.transport.machine();
+        ports.retain(|port| {
+            !self
+                .options
+                .claims
+                .is_anothers(machine, *port, self.claimant)
+        });
         for port in ports {
             match self.client_at(port).recognise().await {
                 Recognition::Accepted => {
@@ -272,6 +278,20 @@ impl HiveHandle {
             }
         }
         Ok(None)
+    }
+
+    /// The hive's process that runs, and whether the store knew it.
+    async fn known_process(
+        &self,
+        stored: Option<HiveProcess>,
+    ) -> Result<Option<(HiveProcess, bool)>> {
+        if let Some(process) = stored.filter(|process| process.pid.is_some())
+            && self.transport.is_running(&process).await?
+        {
+            return Ok(Some((process, true)));
+        }
+        let left = self.transport.left_running(&self.command()).await?;
+        Ok(left.map(|process| (process, false)))
     }
 
     /// A hive whose process runs may just be starting, or be stalled for a moment.
@@ -323,31 +343,13 @@ impl HiveHandle {
         Ok(())
     }
 
-    fn command(&self) -> HiveCommand {
-        let options = &self.options;
-        let token = options.token.expose();
-        let mut env = vec![
-            // Two names for one token: older hives and workers read the second.
-            ("RBEE_API_TOKEN".to_owned(), token.to_owned()),
-            ("LLORCH_API_TOKEN".to_owned(), token.to_owned()),
-            (
-                "RBEE_WORKER_HOST".to_owned(),
-                self.transport.host().to_owned(),
-            ),
-        ];
-        if let Some(url) = &options.queen_url {
-            env.push(("QUEEN_CALLBACK_URL".to_owned(), url.clone()));
-        }
+    pub(super) fn command(&self) -> HiveCommand {
         let launch = self.launch().clone();
-        HiveCommand {
-            template: launch.template,
-            install_path: launch.install_path,
-            port: options.port,
-            queen_url: options.queen_url.clone(),
-            env,
-            log_file: options.log_file.clone(),
-            start_timeout: options.start_timeout,
-        }
+        launch.command(&self.options, self.transport.host())
+    }
+
+    pub(super) fn options(&self) -> &HiveOptions {
+        &self.options
     }
 
     fn client_at(&self, port: u16) -> HiveClient {
@@ -366,11 +368,11 @@ impl HiveHandle {
         let port = process.as_ref().map(|process| process.port);
         self.options
             .claims
-            .set(self.transport.host(), port, self.claimant);
+            .set(self.transport.machine(), port, self.claimant);
         *self.known() = process;
     }
 
-    fn launch(&self) -> std::sync::MutexGuard<'_, Launch> {
+    pub(super) fn launch(&self) -> std::sync::MutexGuard<'_, Launch> {
         self.launch
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -387,7 +389,7 @@ impl Drop for HiveHandle {
     fn drop(&mut self) {
         self.options
             .claims
-            .set(self.transport.host(), None, self.claimant);
+            .set(self.transport.machine(), None, self.claimant);
     }
 }
 

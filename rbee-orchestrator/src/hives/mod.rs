@@ -8,6 +8,8 @@ mod claims;
 mod client;
 mod events;
 mod exchange;
+mod install;
+mod launch;
 mod lenient;
 mod lifecycle;
 mod models;

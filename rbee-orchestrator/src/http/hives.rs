@@ -1,21 +1,20 @@
 //! `/v2/registry/beehives`. Older clients parse the body of `add` and `remove` on every status.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use http::Response;
 use http_body::Body as HttpBody;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::body::Body;
 use super::hive_filter::HiveFilter;
+use super::registration::{self, Registration, fill_in_hostname};
 use super::{Context, answer, read};
-use crate::domain::{HiveId, HiveMode, HiveSpec, SshTarget, is_loopback};
-use crate::error::{Error, Result};
+use crate::domain::HiveId;
+use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;
 use crate::scheduler::Hive;
+use crate::transport::report::{Item, Report, Status};
 
 /// `GET …/list`.
 pub(super) fn list(context: &Context<'_>) -> Result<Response<Body>> {
@@ -46,6 +45,8 @@ fn object(hive: &Hive) -> Value {
         "hive_id": spec.id,
         "mode": spec.mode,
         "hostname": spec.hostname,
+        "tunnel": spec.tunnel,
+        "install": spec.install,
         "port": hive.record.process.as_ref().map(|process| process.port).or(spec.port),
         "managed": spec.is_managed(),
         "backends": spec.backends,
@@ -58,27 +59,6 @@ fn object(hive: &Hive) -> Value {
         }),
         "capabilities": hive.capabilities(),
     })
-}
-
-/// The body of `add`.
-#[derive(Deserialize)]
-struct Registration {
-    hive_id: Option<String>,
-    node_name: Option<String>,
-    hostname: Option<String>,
-    port: Option<u16>,
-    mode: Option<HiveMode>,
-    ssh_host: Option<String>,
-    ssh_port: Option<u16>,
-    ssh_user: Option<String>,
-    ssh_key_path: Option<String>,
-    install_path: Option<String>,
-    backends: Option<Value>,
-    devices: Option<Value>,
-    labels: Option<BTreeMap<String, String>>,
-    command: Option<String>,
-    git_repo_url: Option<String>,
-    git_branch: Option<String>,
 }
 
 /// The body of `remove`.
@@ -96,18 +76,53 @@ where
     B::Error: std::fmt::Display,
 {
     let mut name = String::new();
+    let mut report = None;
     let added = async {
-        let asked: Registration = read::json(context, body).await?;
+        let mut asked: Registration = read::json(context, body).await?;
         name = given_name(&asked.node_name, &asked.hive_id);
-        let spec = spec(asked)?;
-        context.orchestrator.add_hive(spec).await
+        let look = asked.preflight.unwrap_or(true);
+        fill_in_hostname(context, &mut asked).await?;
+        let spec = registration::spec(asked)?;
+        if spec.ssh.is_none() || !look {
+            return context.orchestrator.add_hive(spec).await;
+        }
+        let looked = context.orchestrator.inspect_and_add_hive(spec).await?;
+        let looked = report.insert(looked);
+        looked
+            .failure()
+            .map_or(Ok(()), |failed| Err(refusal(failed)))
     };
     let added = added.await;
-    told(
-        context,
-        &name,
-        added.map(|()| format!("hive {name} is registered")),
-    )
+    let message = added.map(|()| format!("hive {name} is registered"));
+    match report {
+        Some(report) => told_with(context, &name, message, with_report(&report)),
+        None => told(context, &name, message),
+    }
+}
+
+/// What stands in the way, with what to do about it.
+fn refusal(failed: &Item) -> Error {
+    let Item {
+        name,
+        message,
+        cure,
+        ..
+    } = failed;
+    let cure = cure.as_deref().unwrap_or_default();
+    Error::new(Code::PreflightFailed, format!("{message} ({cure})")).detail("check", *name)
+}
+
+fn with_report(report: &Report) -> Value {
+    let to_see_to = report
+        .items
+        .iter()
+        .filter(|item| item.status == Status::Warning);
+    let warning = |item: &Item| match &item.cure {
+        Some(cure) => format!("{}: {}; {cure}", item.name, item.message),
+        None => format!("{}: {}", item.name, item.message),
+    };
+    let warnings: Vec<String> = to_see_to.map(warning).collect();
+    json!({"preflight": report, "warnings": warnings})
 }
 
 /// `POST …/remove`.
@@ -146,69 +161,25 @@ fn given_name(node_name: &Option<String>, hive_id: &Option<String>) -> String {
 }
 
 fn told(context: &Context<'_>, name: &str, result: Result<String>) -> Response<Body> {
+    told_with(context, name, result, json!({}))
+}
+
+fn told_with(
+    context: &Context<'_>,
+    name: &str,
+    result: Result<String>,
+    mut body: Value,
+) -> Response<Body> {
+    body["node_name"] = name.into();
+    body["success"] = result.is_ok().into();
     match result {
-        Ok(message) => answer::ok(&json!({"success": true, "message": message, "node_name": name})),
+        Ok(message) => {
+            body["message"] = message.into();
+            answer::ok(&body)
+        }
         Err(error) => {
-            let body = json!({"success": false, "message": error.message, "node_name": name});
+            body["message"] = error.message.clone().into();
             answer::error_with(&error, context.correlation_id, body)
         }
     }
-}
-
-fn spec(asked: Registration) -> Result<HiveSpec> {
-    let name = asked
-        .node_name
-        .or(asked.hive_id)
-        .ok_or_else(|| missing("node_name"))?;
-    let id = HiveId::new(name).map_err(|error| error.param("node_name"))?;
-    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let ssh_host = filled(asked.ssh_host);
-    let hostname = filled(asked.hostname);
-    let is_far = |host: &String| !is_loopback(host);
-    let network = ssh_host.is_some() || hostname.as_ref().is_some_and(is_far);
-    let mode = match (network, asked.mode) {
-        (true, _) => HiveMode::Network,
-        (false, Some(HiveMode::Network)) if hostname.is_some() => HiveMode::Network,
-        (false, Some(HiveMode::Network)) => {
-            return Err(
-                Error::invalid("a network hive needs a hostname or an ssh_host").param("hostname"),
-            );
-        }
-        (false, _) => HiveMode::Local,
-    };
-    if mode == HiveMode::Network && ssh_host.is_none() && asked.port.is_none() {
-        return Err(Error::invalid("a hive that someone else runs needs its port").param("port"));
-    }
-    let ssh = ssh_host.map(|host| SshTarget {
-        host,
-        port: asked.ssh_port,
-        user: filled(asked.ssh_user),
-        key_path: filled(asked.ssh_key_path),
-    });
-    let host = hostname.or_else(|| ssh.as_ref().map(|ssh| ssh.host.clone()));
-    Ok(HiveSpec {
-        id,
-        mode,
-        hostname: host.unwrap_or_else(|| "127.0.0.1".to_owned()),
-        port: asked.port,
-        ssh,
-        install_path: filled(asked.install_path),
-        backends: either("backends", asked.backends)?,
-        devices: either("devices", asked.devices)?,
-        labels: asked.labels.unwrap_or_default(),
-        command: filled(asked.command),
-        git_repo_url: filled(asked.git_repo_url),
-        git_branch: filled(asked.git_branch),
-    })
-}
-
-/// A JSON value, or the same as a JSON text, as older clients send it.
-fn either<T: DeserializeOwned + Default>(field: &'static str, value: Option<Value>) -> Result<T> {
-    let read = match value {
-        None | Some(Value::Null) => return Ok(T::default()),
-        Some(Value::String(text)) if text.trim().is_empty() => return Ok(T::default()),
-        Some(Value::String(text)) => serde_json::from_str(&text),
-        Some(value) => serde_json::from_value(value),
-    };
-    read.map_err(|error| Error::invalid(format!("{field}: {error}")).param(field))
 }

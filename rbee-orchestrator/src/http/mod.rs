@@ -28,6 +28,7 @@ mod models;
 mod openai;
 mod options;
 mod read;
+mod registration;
 mod routes;
 mod tasks;
 mod tenants;

@@ -78,8 +78,10 @@ impl Connector for WorkerConnector {
         let hive = worker.hive.as_ref().and_then(|id| self.0.get(id));
         if let Some(hive) = hive {
             let transport = hive.handle.transport();
-            // A loopback host in a worker's URL means the hive's own machine.
-            if is_loopback(&worker.host) || worker.host == transport.host() {
+            // A loopback host in a worker's URL means the hive's own machine, and through a tunnel
+            // nothing else is reached.
+            let is_there = is_loopback(&worker.host) || worker.host == transport.host();
+            if is_there || hive.handle.is_tunnelled() {
                 return transport.connect(worker.port).await;
             }
         }

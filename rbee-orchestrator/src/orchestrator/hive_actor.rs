@@ -127,11 +127,13 @@ impl HiveActor {
     async fn carry_out(&mut self, order: Order) {
         match order {
             Order::Start => self.start().await,
-            Order::Look => {
-                if !self.managed || self.handle.is_running().await.unwrap_or(false) {
-                    self.start().await;
-                }
-            }
+            Order::Look => match self.handle.is_running().await {
+                _ if !self.managed => self.start().await,
+                Ok(true) => self.start().await,
+                Ok(false) => {}
+                // Its machine is away for now.
+                Err(_) => self.watched = self.handle.process().is_some(),
+            },
             Order::Check => self.check().await,
             Order::Spawn {
                 worker,

@@ -71,7 +71,7 @@ pub struct Builder {
     config: Config,
     store: Option<Arc<dyn Store>>,
     scheduler: Box<dyn Scheduler>,
-    transports: TransportFactory,
+    transports: Option<TransportFactory>,
     hive_token: Option<HiveToken>,
 }
 
@@ -102,10 +102,10 @@ impl Builder {
         self
     }
 
-    /// Sets how hives are reached. By default local hives are child processes and unmanaged ones
-    /// are reached by TCP.
+    /// Sets how hives are reached. By default local hives are child processes, unmanaged ones are
+    /// reached by TCP, and those that were registered with `ssh` over SSH.
     pub fn transports(mut self, transports: TransportFactory) -> Self {
-        self.transports = transports;
+        self.transports = Some(transports);
         self
     }
 
@@ -127,9 +127,11 @@ impl Builder {
             .map_err(|_| Error::invalid("the hive token can't stand in a header"))?;
         hive_authorization.set_sensitive(true);
         let log_dir = self.config.hives.log_dir.clone();
+        let transports = self.transports;
         let hive_parts = HiveParts {
             token,
-            transports: self.transports,
+            transports: transports
+                .unwrap_or_else(|| registry::default_transports(&self.config.ssh)),
             claims: PortClaims::default(),
             log_dir: log_dir.unwrap_or_else(default_log_dir),
         };
@@ -247,7 +249,7 @@ impl Orchestrator {
             config: Config::default(),
             store: None,
             scheduler: Box::new(LeastLoaded),
-            transports: registry::default_transports(),
+            transports: None,
             hive_token: None,
         }
     }
@@ -283,8 +285,8 @@ impl Orchestrator {
     }
 
     /// Drains, waits for what runs until `timeouts.drain` has passed, cuts off the rest (an
-    /// asynchronous task begins anew in the next life of the store), stops the
-    /// hives that it started, and ends every task of its own. Dropped midway, what was started
+    /// asynchronous task begins anew in the next life of the store), stops the hives that it
+    /// started unless they are to be left running, and ends every task of its own. Dropped midway, what was started
     /// may be left running.
     pub async fn shutdown(&self) {
         self.drain();

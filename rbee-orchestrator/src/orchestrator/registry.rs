@@ -1,6 +1,7 @@
 //! Hives from their registration to their removal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -8,11 +9,16 @@ use super::Orchestrator;
 use super::connector::Entry;
 use super::hive_actor::{HiveActor, Leave, Order};
 use crate::brain::Event;
-use crate::domain::{HiveId, HiveRecord, HiveSpec};
-use crate::error::{Code, Error, Result};
+use crate::config::{OnShutdown, SshOptions};
+use crate::domain::{HiveId, HiveRecord, HiveSpec, host_and_port, is_loopback};
+use crate::error::{Error, Result};
 use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
 use crate::scheduler::Hive;
 use crate::transport::HiveTransport;
+use crate::transport::report::{Item, Report};
+
+/// A look at a hive's machine that takes longer is given up: clients wait for it.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Makes the transport of a hive.
 pub type TransportFactory = Arc<dyn Fn(&HiveSpec) -> Result<Arc<dyn HiveTransport>> + Send + Sync>;
@@ -39,19 +45,37 @@ impl Orchestrator {
     ///
     /// # Errors
     /// `INVALID_REQUEST` for a command template that the configuration does not have,
-    /// `NOT_IMPLEMENTED` for hives over SSH, `STORE_FAILED`: the hive is used then, but a later
-    /// life of the queen does not know it.
+    /// `STORE_FAILED`: the hive is used then, but a later life of the queen does not know it.
     pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
+        let transport = (self.hive_parts.transports)(&spec)?;
         let this = self.clone();
-        self.to_its_end(async move { this.register(spec).await })
+        self.to_its_end(async move { this.register(spec, transport).await })
             .await
     }
 
-    async fn register(&self, spec: HiveSpec) -> Result<()> {
+    /// Looks at a hive's machine and, unless the report has a failure, registers the hive as
+    /// [`Orchestrator::add_hive`] does.
+    ///
+    /// # Errors
+    /// Those of [`Orchestrator::add_hive`].
+    pub async fn inspect_and_add_hive(&self, spec: HiveSpec) -> Result<Report> {
+        let transport = (self.hive_parts.transports)(&spec)?;
+        let options = self.hive_options(&spec)?;
+        let hive = HiveHandle::new(&spec, None, transport.clone(), options);
+        let looked = tokio::time::timeout(LOOK_TIMEOUT, hive.inspect()).await;
+        let report = looked.unwrap_or_else(|_| unfinished());
+        if report.failure().is_none() {
+            let this = self.clone();
+            self.to_its_end(async move { this.register(spec, transport).await })
+                .await?;
+        }
+        Ok(report)
+    }
+
+    async fn register(&self, spec: HiveSpec, transport: Arc<dyn HiveTransport>) -> Result<()> {
         let driver = &self.driver;
         let _alone = driver.hives.registration.lock().await;
         let options = self.hive_options(&spec)?;
-        let transport = (self.hive_parts.transports)(&spec)?;
         // The hive is served before the brain's first order for it is sent.
         let (record, served) = driver.decide(|brain, now, out| {
             let known = brain.view(now).hives.get(&spec.id);
@@ -97,7 +121,8 @@ impl Orchestrator {
         Ok(HiveOptions {
             template: template.clone(),
             port: config.hives.port,
-            queen_url: config.hives.queen_url.clone(),
+            upload_dir: config.hives.upload_dir.clone(),
+            queen_url: callback_url(spec, config.hives.queen_url.as_deref()),
             token: parts.token.clone(),
             log_file: parts.log_dir.join(format!("hive-{}.log", spec.id)),
             start_timeout: config.timeouts.hive_start,
@@ -181,8 +206,11 @@ impl Orchestrator {
         left
     }
 
-    /// Stops every hive that a queen started.
+    /// Stops every hive that a queen started, unless they are to be left running.
     pub(super) async fn stop_hives(&self) {
+        if self.driver.config.hives.on_shutdown == OnShutdown::Leave {
+            return;
+        }
         let mut stopping = tokio::task::JoinSet::new();
         for entry in self.driver.hives.all() {
             stopping.spawn(
@@ -260,18 +288,36 @@ async fn ask_to_leave(entry: &Entry, stop: bool) -> Result<Stopped> {
     }
 }
 
-/// Local hives are child processes, unmanaged ones are reached by TCP.
-pub(super) fn default_transports() -> TransportFactory {
-    use crate::transport::{DirectTransport, LocalTransport};
+/// Where a hive calls the queen back. Nobody can call her through a tunnel, and her loopback address
+/// is another machine's own: what listens there must not be shown the token.
+fn callback_url(spec: &HiveSpec, queen_url: Option<&str>) -> Option<String> {
+    let url = queen_url?;
+    let is_near = || host_and_port(url).is_some_and(|(host, _)| is_loopback(&host));
+    let is_deaf = spec.ssh.is_some() && (spec.tunnel || is_near());
+    (!is_deaf).then(|| url.to_owned())
+}
+
+fn unfinished() -> Report {
+    let message = format!("the look at the machine did not end within {LOOK_TIMEOUT:?}");
+    let cure = "see whether the machine is overloaded, and try again";
+    Report {
+        items: vec![Item::failed("reachable", message, cure)],
+    }
+}
+
+/// Local hives are child processes, unmanaged ones are reached by TCP, and those on machines with
+/// SSH through it.
+pub(super) fn default_transports(ssh: &SshOptions) -> TransportFactory {
+    use crate::transport::{DirectTransport, LocalTransport, SshTransport};
     let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());
-    Arc::new(move |spec| match (spec.is_managed(), &spec.ssh) {
-        (true, None) => Ok(local.clone()),
-        (false, _) => Ok(Arc::new(DirectTransport::new(spec.hostname.clone()))),
-        (true, Some(_)) => Err(Error::new(
-            Code::NotImplemented,
-            "hives over SSH are not there yet: register the hive without ssh_host and run it \
-             yourself at hostname:port",
-        )
-        .param("ssh_host")),
+    let ssh = Arc::new(ssh.clone());
+    Arc::new(move |spec| match &spec.ssh {
+        _ if !spec.is_managed() => Ok(Arc::new(DirectTransport::new(spec.hostname.clone()))),
+        None => Ok(local.clone()),
+        Some(target) => {
+            let (target, host) = (target.clone(), spec.hostname.clone());
+            let transport = SshTransport::new(target, host, spec.tunnel, ssh.clone());
+            Ok(Arc::new(transport))
+        }
     })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -116,9 +117,9 @@ impl Pool {
     }
 
     async fn fresh(&self, worker: &WorkerSpec) -> Result<Connection, NoAnswer> {
-        let failed = |why: String| NoAnswer {
+        let failed = |code: Code, why: String| NoAnswer {
             error: Error::new(
-                Code::WorkerFailed,
+                code,
                 format!("worker {} could not be reached: {why}", worker.id),
             ),
             suspect: true,
@@ -126,8 +127,15 @@ impl Pool {
         let connect = self.connector.connect(worker);
         let stream = match tokio::time::timeout(self.connect_timeout, connect).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(failed(error.to_string())),
-            Err(_) => return Err(failed("the connection timed out".to_owned())),
+            // Its machine can't be reached, whatever the worker does.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotConnected => {
+                return Err(failed(Code::HiveUnreachable, error.to_string()));
+            }
+            Ok(Err(error)) => return Err(failed(Code::WorkerFailed, error.to_string())),
+            Err(_) => {
+                let why = "the connection timed out".to_owned();
+                return Err(failed(Code::WorkerFailed, why));
+            }
         };
         Ok(Connection::new(stream))
     }

@@ -9,6 +9,7 @@ mod process;
 mod program;
 pub mod report;
 pub mod ssh;
+mod version;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,9 +22,15 @@ use crate::domain::HiveProcess;
 use crate::error::{Code, Error, Result};
 use report::{Item, Report};
 
+pub(crate) use program::version as version_of;
+pub(crate) use version::is_older;
+
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
 pub use ssh::{SshOptions, SshTransport};
+
+/// The `reason` in an error's details for a machine that is reached and lacks the hive's program.
+pub(crate) const NO_PROGRAM: &str = "no_program";
 
 /// A byte stream to a port of a hive's machine.
 pub trait HiveStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -85,6 +92,11 @@ pub trait HiveTransport: Send + Sync + 'static {
     /// A name or an address without a port; the loopback address for a tunnel.
     fn host(&self) -> &str;
 
+    /// Which machine it is, so that hives on the same one are known to share its ports.
+    fn machine(&self) -> &str {
+        self.host()
+    }
+
     /// Looks whether a start could work: program found, runs, tells its version.
     ///
     /// # Errors
@@ -116,6 +128,16 @@ pub trait HiveTransport: Send + Sync + 'static {
             Code::Conflict,
             format!("{file} can't be installed on {host} by the queen; put it there yourself"),
         ))
+    }
+
+    /// The hive that was started with this command's log file and still runs there, as the machine
+    /// remembers it: the queen may have been killed before she could. It may be another queen's.
+    ///
+    /// # Errors
+    /// When that can't be found out.
+    async fn left_running(&self, command: &HiveCommand) -> Result<Option<HiveProcess>> {
+        let _ = command;
+        Ok(None)
     }
 
     /// Starts a hive on the first free port from `command.port` on and waits for its health check.

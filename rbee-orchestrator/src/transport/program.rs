@@ -70,8 +70,9 @@ pub(super) fn arguments(command: &HiveCommand, host: &str, port: u16) -> Result<
     let fill = |argument: &String| {
         if queen_url.is_none() && argument.contains("{queen_url}") {
             return Err(unreachable(format!(
-                "the hive's argument {argument:?} needs the queen's address, and none is known; \
-                 set queen_url in [hives]"
+                "the hive's argument {argument:?} needs an address of the queen's that the hive can \
+                 reach, and none is known; set queen_url in [hives], and \"tunnel\": false for a \
+                 hive over SSH"
             )));
         }
         Ok(argument
@@ -83,7 +84,7 @@ pub(super) fn arguments(command: &HiveCommand, host: &str, port: u16) -> Result<
 }
 
 /// Runs the program with `--version`. Dropped midway, it is killed.
-pub(super) async fn version(program: PathBuf) -> Result<Preflight> {
+pub(crate) async fn version(program: PathBuf) -> Result<Preflight> {
     let shown = program.display().to_string();
     let failed = |what: String| unreachable(format!("the hive's program {shown} {what}"));
     let child = Command::new(&program)

@@ -64,6 +64,7 @@ impl FakeHives {
         HiveOptions {
             template: self.template(mode),
             port: self.port,
+            upload_dir: None,
             queen_url: Some("http://127.0.0.1:8080".into()),
             token: self.token.clone(),
             log_file: self.path("hive.log"),

@@ -29,9 +29,9 @@ async fn a_hive_is_started_found_again_watched_and_stopped() {
         .expect("readable");
     assert_eq!(log, [format!("listening on {}", process.port)]);
 
-    // Another queen, who knows nothing of it.
-    let again = sshd.transport().start(&command).await.expect("adopted");
-    assert_eq!(again, process);
+    // Another life of the queen, who knows nothing of it.
+    let found = sshd.transport().left_running(&command).await;
+    assert_eq!(found.expect("known"), Some(process.clone()));
 
     let later = HiveProcess {
         pid_start_time: Some(1),
@@ -102,7 +102,7 @@ async fn a_hive_that_crashes_or_stays_mute_is_told_with_its_last_words() {
 }
 
 #[tokio::test]
-async fn a_start_that_was_dropped_is_taken_up_by_the_next() {
+async fn a_hive_whose_start_was_dropped_is_found_again() {
     let sshd = Sshd::start();
     let transport = sshd.transport();
     let command = sshd.hive("healthy");
@@ -112,8 +112,9 @@ async fn a_start_that_was_dropped_is_taken_up_by_the_next() {
         () = eventually("it runs", || pid_file.exists()) => {}
         _ = transport.start(&command) => {}
     }
-    let process = transport.start(&command).await.expect("taken up");
-    assert_eq!(sshd.programs().len(), 1);
+    let found = transport.left_running(&command).await.expect("known");
+    let process = found.expect("it runs");
+    assert_eq!(sshd.programs(), Vec::from_iter(process.pid));
     transport.stop(&process, GRACE).await.expect("it stops");
 }
 

@@ -13,8 +13,8 @@ pub(super) fn put(db: &Connection, hive: &HiveRecord) -> rusqlite::Result<()> {
     const PUT: &str = "INSERT OR REPLACE INTO hives (node_name, mode, hostname, port, ssh_host, \
          ssh_port, ssh_user, ssh_key_path, git_repo_url, git_branch, install_path, command, \
          backends, devices, labels, capabilities, process_port, process_pid, process_start_time, \
-         process_started_by_queen, last_seen) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+         process_started_by_queen, last_seen, tunnel, install) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     let spec = &hive.spec;
     let ssh = spec.ssh.as_ref();
     let process = hive.process.as_ref();
@@ -40,6 +40,8 @@ pub(super) fn put(db: &Connection, hive: &HiveRecord) -> rusqlite::Result<()> {
         process.and_then(|process| process.pid_start_time.map(u64::cast_signed)),
         process.map(|process| process.started_by_queen),
         hive.last_seen.map(|at| at.0),
+        spec.tunnel,
+        spec.install,
     ])?;
     Ok(())
 }
@@ -55,7 +57,7 @@ pub(super) fn list(db: &Connection) -> rusqlite::Result<Vec<HiveRecord>> {
     const LIST: &str = "SELECT node_name, mode, hostname, port, ssh_host, ssh_port, ssh_user, \
          ssh_key_path, git_repo_url, git_branch, install_path, command, backends, devices, \
          labels, capabilities, process_port, process_pid, process_start_time, \
-         process_started_by_queen, last_seen FROM hives ORDER BY node_name";
+         process_started_by_queen, last_seen, tunnel, install FROM hives ORDER BY node_name";
     db.prepare_cached(LIST)?.query_map([], read)?.collect()
 }
 
@@ -66,6 +68,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HiveRecord> {
         hostname: row.get(2)?,
         port: row.get(3)?,
         ssh: read_ssh(row)?,
+        tunnel: row.get(21)?,
+        install: row.get(22)?,
         git_repo_url: row.get(8)?,
         git_branch: row.get(9)?,
         install_path: row.get(10)?,

@@ -114,6 +114,13 @@ CREATE TABLE tenants (
 ) STRICT;
 ";
 
+/// What hives over SSH have; those that are known are as new ones are by default.
+const HIVES_OVER_SSH: &str = "
+ALTER TABLE hives ADD COLUMN tunnel INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE hives ADD COLUMN install INTEGER NOT NULL DEFAULT 0;
+UPDATE hives SET tunnel = 1, install = 1 WHERE ssh_host IS NOT NULL;
+";
+
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -121,7 +128,11 @@ pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         killpoint::pass("migrating");
         Ok(())
     });
-    Migrations::new(vec![M::up(HIVES_AND_JOBS), durable_queue])
+    Migrations::new(vec![
+        M::up(HIVES_AND_JOBS),
+        durable_queue,
+        M::up(HIVES_OVER_SSH),
+    ])
 });
 
 #[cfg(test)]

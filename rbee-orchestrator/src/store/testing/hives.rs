@@ -26,6 +26,7 @@ pub(super) async fn a_hive_reads_back_as_it_was_put<S: Store>(store: &S) {
         capabilities: Some(Default::default()),
         ..HiveRecord::new(HiveSpec {
             ssh: Some(Default::default()),
+            install: true,
             ..HiveSpec::local(hive_id("b"))
         })
     };

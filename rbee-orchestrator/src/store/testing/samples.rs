@@ -126,6 +126,8 @@ pub fn complete_hive(name: &str) -> HiveRecord {
                 user: Some("rbee".into()),
                 key_path: Some("/home/rbee/.ssh/a key".into()),
             }),
+            tunnel: true,
+            install: true,
             install_path: Some("/opt/rbee".into()),
             backends: vec!["cuda".into(), "cpu".into()],
             devices: BTreeMap::from([("cuda".to_owned(), 2), ("cpu".to_owned(), 1)]),

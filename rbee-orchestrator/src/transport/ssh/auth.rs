@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ssh2::{ErrorCode, Session};
 
-use super::options::SshOptions;
 use super::target::{Keys, Target};
+use crate::config::SshOptions;
 use crate::error::{Code, Error, Result};
 
 /// Keys that are tried: servers hang up on more (`MaxAuthTries` is 6).

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::connect::Refused;
-use super::options::SshOptions;
+use crate::config::SshOptions;
 
 /// Failed connection attempts in a row.
 #[derive(Debug, Default)]

@@ -10,9 +10,9 @@ use ssh2::{MethodType, Session};
 use super::auth;
 use super::known_hosts::{self, KnownHosts, Place, Verdict};
 use super::line::{Io, Line};
-use super::options::{HostKeyPolicy, SshOptions};
 use super::quote;
 use super::target::Target;
+use crate::config::{HostKeyPolicy, SshOptions};
 use crate::domain::SshTarget;
 use crate::error::{Code, Error, Result};
 

@@ -19,10 +19,10 @@ use super::connect::Connected;
 use super::keep_alive::KeepAlive;
 use super::line::{Closing, Io, Line, PACKET_BYTES, Trouble};
 use super::opening::Opening;
-use super::options::SshOptions;
 use super::order::{Notice, Order, Undone};
 use super::tunnel::Tunnel;
 use super::wake::Wake;
+use crate::config::SshOptions;
 
 /// The longest time between two turns while something is under way.
 const TICK: Duration = Duration::from_secs(1);

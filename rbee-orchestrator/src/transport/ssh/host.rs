@@ -12,10 +12,10 @@ use super::backoff::Backoff;
 use super::command::CommandOutput;
 use super::connect::{self, Connected, Peer, Refused, Stage};
 use super::driver::{Driver, Ending};
-use super::options::SshOptions;
 use super::order::{Notice, Order, Undone};
 use super::stream::SshStream;
 use super::wake::Wake;
+use crate::config::SshOptions;
 use crate::domain::SshTarget;
 use crate::error::{Code, Error, Result};
 

@@ -4,11 +4,12 @@ use std::time::SystemTime;
 
 use super::SshTransport;
 use super::connect::{Peer, Refused, Stage};
-use super::program::{Found, Program, is_older};
+use super::program::{Found, Program};
 use super::script;
 use crate::error::Result;
 use crate::transport::HiveCommand;
 use crate::transport::report::{Item, Report};
+use crate::transport::version::is_older;
 
 /// Less free disk is worth a warning: models are large.
 const LITTLE_DISK_KIB: u64 = 10 << 20;
@@ -173,11 +174,15 @@ fn architecture(system: &str, found: &Found) -> Item {
 fn hive(found: &Found, missing: &str) -> Item {
     let name = "hive";
     match found {
-        Found::Missing => Item::warning(name, missing, "install it, or set install = true"),
+        Found::Missing => Item::warning(
+            name,
+            missing,
+            "install it there, or register the hive with \"install\": true",
+        ),
         Found::Broken(why) => Item::warning(
             name,
             format!("the hive's program {why}"),
-            "replace it, or set install = true",
+            "replace it, or register the hive with \"install\": true",
         ),
         Found::Works(preflight) => {
             let (program, version) = (preflight.program.display(), &preflight.version);
@@ -186,7 +191,7 @@ fn hive(found: &Found, missing: &str) -> Item {
                 Some(true) => Item::warning(
                     name,
                     format!("{shown}, older than the queen's {OWN_VERSION}"),
-                    "update it, or set install = true",
+                    "update it, or register the hive with \"install\": true",
                 ),
                 _ => Item::ok(name, shown),
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::line::{Io, Line, Trouble};
-use super::options::SshOptions;
+use crate::config::SshOptions;
 
 /// The shortest time between two keep-alives.
 const SHORTEST: Duration = Duration::from_millis(100);

@@ -58,29 +58,10 @@ impl Files {
     }
 }
 
-/// Starts a hive, or takes the one that an earlier start left running.
+/// Starts a hive.
 pub(super) async fn start(transport: &SshTransport, command: &HiveCommand) -> Result<HiveProcess> {
     let deadline = Instant::now() + command.start_timeout;
     let files = Files::of(&command.log_file)?;
-    if let Some((process, port)) = left_running(&transport.host, &files).await? {
-        tracing::info!(
-            host = transport.host.name(),
-            pid = process.pid,
-            port,
-            "a hive runs there"
-        );
-        let start = Start {
-            transport,
-            files: &files,
-            process,
-            port,
-            log_begin: 0,
-        };
-        return match start.wait(deadline, command.start_timeout).await? {
-            Attempt::Healthy(process) => Ok(process),
-            Attempt::PortTaken => Err(start.error("lost its port to another process").await),
-        };
-    }
     let mut port = command.port;
     for _ in 0..PORT_CLASHES {
         port = first_free(&transport.host, port).await?;
@@ -181,17 +162,8 @@ impl<'a> Start<'a> {
         }
         // It may be another's answer, on a port that ours did not get.
         match runs(host, self.process).await? {
-            true => Ok(Attempt::Healthy(self.healthy())),
+            true => Ok(Attempt::Healthy(known(self.process, self.port))),
             false => Ok(Attempt::PortTaken),
-        }
-    }
-
-    fn healthy(&self) -> HiveProcess {
-        HiveProcess {
-            port: self.port,
-            pid: Some(self.process.pid),
-            pid_start_time: Some(self.process.started),
-            started_by_queen: true,
         }
     }
 
@@ -229,7 +201,13 @@ fn start_script(
         .filter(|(name, _)| !(transport.tunnel && name == "QUEEN_CALLBACK_URL"))
         .map(|(name, value)| quote::export(name, value))
         .collect();
-    let variables = variables?.join("\n");
+    let mut variables = variables?;
+    let names_host = command.template.iter().any(|word| word.contains("{host}"));
+    if !transport.tunnel && !names_host {
+        // Else it would listen where only its own machine reaches it.
+        variables.push(quote::export("RBEE_HIVE_HOST", transport.listens_on())?);
+    }
+    let variables = variables.join("\n");
     let Files { log, pid } = files;
     Ok(format!(
         "{find}\n\
@@ -252,22 +230,31 @@ fn start_script(
     ))
 }
 
-/// The process that an earlier start has left, and its port.
-async fn left_running(host: &Host, files: &Files) -> Result<Option<(ProcessId, u16)>> {
+/// The hive that an earlier start has left.
+pub(super) async fn left_running(host: &Host, log_file: &Path) -> Result<Option<HiveProcess>> {
+    let pid_file = Files::of(log_file)?.pid;
     let body = format!(
-        "read -r pid started port 2>/dev/null <{} || return 0\n\
+        "read -r pid started port 2>/dev/null <{pid_file} || return 0\n\
          case \"$pid$started$port\" in *[!0-9]*) return 0 ;; esac\n\
-         ! runs \"$pid\" \"$started\" || echo \"$pid $started $port\"",
-        files.pid
+         ! runs \"$pid\" \"$started\" || echo \"$pid $started $port\""
     );
     let said = script::run(host, &body, host.options().command_timeout).await?;
     let said = said.ok(host, "looking for a hive that runs")?;
     let mut words = said.split_ascii_whitespace();
     let (pid, started, port) = (words.next(), words.next(), words.next());
     Ok(match (number(pid), number(started), number(port)) {
-        (Some(pid), Some(started), Some(port)) => Some((ProcessId { pid, started }, port)),
+        (Some(pid), Some(started), Some(port)) => Some(known(ProcessId { pid, started }, port)),
         _ => None,
     })
+}
+
+fn known(process: ProcessId, port: u16) -> HiveProcess {
+    HiveProcess {
+        port,
+        pid: Some(process.pid),
+        pid_start_time: Some(process.started),
+        started_by_queen: true,
+    }
 }
 
 /// The last lines of a hive's output; none if there is no such file.

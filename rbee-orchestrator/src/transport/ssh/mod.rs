@@ -39,13 +39,22 @@ use async_trait::async_trait;
 
 use self::host::Host;
 use self::program::Program;
+use self::target::Target;
 use super::report::Report;
 use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
 use crate::domain::{HiveProcess, SshTarget};
 use crate::error::Result;
 
+pub use crate::config::{HostKeyPolicy, SshOptions};
 pub use command::CommandOutput;
-pub use options::{HostKeyPolicy, SshOptions};
+
+/// The name or address that an SSH target stands for in the user's SSH configuration. Reads files.
+///
+/// # Errors
+/// `HIVE_UNREACHABLE` when the configuration can't be read, or leads there by a proxy.
+pub fn host_of(target: &SshTarget, options: &SshOptions) -> Result<String> {
+    Target::resolve(target, options).map(|target| target.host)
+}
 
 const LOOPBACK: &str = "127.0.0.1";
 const ANY_ADDRESS: &str = "0.0.0.0";
@@ -59,10 +68,11 @@ pub struct SshTransport {
     host: Host,
     hostname: String,
     tunnel: bool,
+    machine: String,
 }
 
 impl SshTransport {
-    /// A machine by its SSH target. With `tunnel`, hive and workers listen on their machine's
+    /// A machine by its SSH target; reads the user's SSH configuration. With `tunnel`, hive and workers listen on their machine's
     /// loopback address only and are reached through the session; without, at `hostname`.
     #[must_use]
     pub fn new(
@@ -71,7 +81,13 @@ impl SshTransport {
         tunnel: bool,
         options: Arc<SshOptions>,
     ) -> Self {
+        let machine = match Target::resolve(&target, &options) {
+            Ok(resolved) => format!("{}:{}", resolved.host, resolved.port),
+            // What is wrong is told when it is connected to.
+            Err(_) => target.host.clone(),
+        };
         SshTransport {
+            machine: format!("{machine} over SSH"),
             host: Host::new(target, options),
             hostname: hostname.into(),
             tunnel,
@@ -112,6 +128,10 @@ impl HiveTransport for SshTransport {
         }
     }
 
+    fn machine(&self) -> &str {
+        &self.machine
+    }
+
     async fn preflight(&self, command: &HiveCommand) -> Result<Preflight> {
         Program::of(command)?.check(&self.host).await
     }
@@ -122,6 +142,10 @@ impl HiveTransport for SshTransport {
 
     async fn install(&self, file: &Path, command: &HiveCommand) -> Result<PathBuf> {
         install::install(&self.host, file, &Program::of(command)?).await
+    }
+
+    async fn left_running(&self, command: &HiveCommand) -> Result<Option<HiveProcess>> {
+        life::left_running(&self.host, &command.log_file).await
     }
 
     async fn start(&self, command: &HiveCommand) -> Result<HiveProcess> {

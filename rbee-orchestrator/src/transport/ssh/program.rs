@@ -4,8 +4,8 @@
 use super::host::Host;
 use super::quote;
 use super::script::{self, unreachable};
-use crate::error::{Code, Error, Result};
-use crate::transport::{HiveCommand, Preflight};
+use crate::error::Result;
+use crate::transport::{HiveCommand, NO_PROGRAM, Preflight};
 
 /// Where programs are that the queen has uploaded, below the user's home.
 const OWN_FOLDER: &str = "~/.rbee/bin";
@@ -96,12 +96,13 @@ impl Program {
             Found::Works(preflight) => Ok(preflight),
             Found::Broken(why) => {
                 let (name, host) = (&self.name, host.name());
-                Err(Error::new(
-                    Code::HiveUnreachable,
-                    format!("the hive's program {name:?} on {host} {why}"),
-                ))
+                let why = format!("the hive's program {name:?} on {host} {why}");
+                Err(unreachable(why).detail("reason", NO_PROGRAM))
             }
-            Found::Missing => Err(unreachable(self.missing(host.name()))),
+            Found::Missing => {
+                let why = self.missing(host.name());
+                Err(unreachable(why).detail("reason", NO_PROGRAM))
+            }
         }
     }
 
@@ -137,25 +138,6 @@ fn found(said: &str) -> Found {
              for this machine?"
         )),
     }
-}
-
-/// Whether a program that answered `version` to `--version` is older than `than`, by their numbers.
-/// Unknown when it tells none.
-pub(super) fn is_older(version: &str, than: &str) -> Option<bool> {
-    Some(numbers(version)? < numbers(than)?)
-}
-
-/// `1.2.3` of a text like `rbee-hive 1.2.3-beta (abc)`.
-fn numbers(text: &str) -> Option<[u64; 3]> {
-    let word = text.split_whitespace().find(|word| {
-        let word = word.trim_start_matches('v');
-        word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')
-    })?;
-    let word = word.trim_start_matches('v');
-    let end = word.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let mut parts = word[..end.unwrap_or(word.len())].split('.');
-    let mut next = || parts.next().map_or(Ok(0), str::parse).ok();
-    Some([next()?, next()?, next()?])
 }
 
 #[cfg(test)]
@@ -204,17 +186,5 @@ mod tests {
         assert!(matches!(works, Found::Works(p) if p.version == "rbee-hive 0.1.0"));
         let broken = found("/opt/rbee-hive\n126\nExec format error\n");
         assert!(matches!(broken, Found::Broken(why) if why.contains("126")));
-    }
-
-    #[test]
-    fn versions_are_compared_by_their_numbers() {
-        assert_eq!(is_older("rbee-hive 0.9.3", "0.10.0"), Some(true));
-        assert_eq!(
-            is_older("rbee-hive v0.10.0-rc1 (abc)", "0.10.0"),
-            Some(false)
-        );
-        assert_eq!(is_older("hive 1.0", "0.10.0"), Some(false));
-        assert_eq!(is_older("Python 3.11.2", "0.1.0"), Some(false));
-        assert_eq!(is_older("no number", "0.1.0"), None);
     }
 }

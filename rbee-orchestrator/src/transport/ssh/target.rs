@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::client_config::ClientConfig;
 use super::known_hosts::HostName;
-use super::options::SshOptions;
+use crate::config::SshOptions;
 use crate::domain::SshTarget;
 use crate::error::{Code, Error, Result};
 

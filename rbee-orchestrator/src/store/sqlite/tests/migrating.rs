@@ -22,6 +22,11 @@ fn first_version(folder: &TempDir) -> (PathBuf, Connection) {
         )
         .unwrap();
     }
+    let hive = "INSERT INTO hives (node_name, ssh_host, backends, devices, mode, hostname, labels) \
+         VALUES (?, ?, '[]', '{}', 'network', 'h', '{}')";
+    for (name, ssh) in [("far", Some("h")), ("others", None)] {
+        db.execute(hive, params![name, ssh]).unwrap();
+    }
     (path, db)
 }
 
@@ -32,6 +37,10 @@ fn version(db: &Connection) -> i64 {
 
 async fn is_brought_up_to_date(path: PathBuf) {
     let store = SqliteStore::open(path).await.unwrap();
+    for hive in store.hives().await.unwrap() {
+        let over_ssh = hive.spec.ssh.is_some();
+        assert_eq!((hive.spec.tunnel, hive.spec.install), (over_ssh, over_ssh));
+    }
     let jobs = all_jobs(&store).await;
     assert_eq!(jobs.len(), 2);
     assert_eq!(jobs[1].result.as_deref(), Some("text"));
