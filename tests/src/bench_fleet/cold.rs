@@ -17,7 +17,7 @@ pub(super) fn measure() -> Result<Vec<Found>> {
     let network = Network::new();
     let home = Home::new();
     let by_hand = network.machine("by-hand");
-    let cold = network.machine("cold");
+    let cold = network.bare_machine("cold");
     for machine in [&by_hand, &cold] {
         put_model(machine)?;
     }

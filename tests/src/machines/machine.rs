@@ -1,7 +1,7 @@
 //! One machine.
 
 use super::{Network, child_of, keep, make_key, must};
-use crate::harness::{Home, eventually, ports, until};
+use crate::harness::{Home, eventually, ports, programs, until};
 use crate::proc;
 use serde_json::{Value, json};
 use std::fs;
@@ -82,6 +82,17 @@ impl<'n> Machine<'n> {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Puts the reference hive where the queen looks for it first, so that she need not upload it.
+    ///
+    /// # Panics
+    /// When it is there already.
+    pub fn install_hive(&self) {
+        let folder = self.user_home().join(".rbee/bin");
+        fs::create_dir_all(&folder).expect("the folder is ours");
+        let program = programs::hive();
+        std::os::unix::fs::symlink(program, folder.join("rbee-hive")).expect("it is not there");
     }
 
     /// What `beehives/add` takes for it.

@@ -90,12 +90,23 @@ impl Network {
         self.person().join(".ssh/known_hosts")
     }
 
-    /// A machine that runs, and whose host key is known to the person.
+    /// A machine that runs, has a hive's program, and whose host key is known to the person.
     ///
     /// # Panics
     /// When it can't be made.
     #[must_use]
     pub fn machine(&self, name: &str) -> Machine<'_> {
+        let machine = self.bare_machine(name);
+        machine.install_hive();
+        machine
+    }
+
+    /// The same without a hive's program.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    #[must_use]
+    pub fn bare_machine(&self, name: &str) -> Machine<'_> {
         let number = self.machines.fetch_add(1, Ordering::Relaxed);
         let machine = Machine::new(self, name, number);
         machine.make_known();

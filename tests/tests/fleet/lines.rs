@@ -157,7 +157,12 @@ fn a_machine_with_another_key_than_before_is_not_spoken_to() {
     });
     assert!(told.is_some(), "{:#}", hive(&queen, "far"));
     let again = queen.ask("/v2/registry/beehives/add", &machine.registration());
-    assert_error(&again, 400, "INVALID_REQUEST", &["host key", "known_hosts"]);
+    assert_error(
+        &again,
+        400,
+        "PREFLIGHT_FAILED",
+        &["host key", "known_hosts"],
+    );
     assert_eq!(again.json()["success"], false);
 
     machine.make_known();

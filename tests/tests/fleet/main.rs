@@ -25,7 +25,7 @@ fn hasty<'h>(network: &Network, home: &'h Home) -> Launch<'h> {
         .config("hives.retry_after = \"1s\"")
         .config("timeouts.health = \"500ms\"")
         .config("ssh.connect_timeout = \"1s\"")
-        .config("ssh.keep_alive = \"700ms\"")
+        .config("ssh.keep_alive = \"1s\"")
         .config("ssh.backoff_max = \"2s\"")
 }
 

@@ -29,7 +29,7 @@ fn where_it_ran(queen: &Queen, events: &[Value]) -> String {
 fn three_machines_are_one_endpoint_and_one_of_them_has_only_port_22_open() {
     let network = Network::new();
     let home = Home::new();
-    let mut far = network.machine("far");
+    let mut far = network.bare_machine("far");
     let [left, right] = ["left", "right"].map(|name| network.machine(name));
     far.home().without_hive_config();
     let model = far.home().models().join("smollm2.gguf");
