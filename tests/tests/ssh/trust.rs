@@ -10,7 +10,7 @@ use rbee_orchestrator::transport::ssh::HostKeyPolicy;
 use rbee_orchestrator::transport::{HiveTransport, SshOptions};
 use rbee_orchestrator::{Code, Error};
 
-use crate::sshd::{Sshd, make_key};
+use rbee_tests::harness::sshd::{Sshd, make_key};
 
 async fn refusal(sshd: &Sshd, options: SshOptions) -> Error {
     let transport = sshd.transport_with(sshd.target(), options);
@@ -243,7 +243,7 @@ async fn the_report_ends_where_trust_does() {
     let failure = refused.inspect(&command).await;
     assert_eq!(failure.failure().map(|item| item.name), Some("host_key"));
 
-    target.port = Some(crate::sshd::free_port());
+    target.port = Some(rbee_tests::harness::ports::free().expect("there is one"));
     let nobody = sshd.transport_with(target, sshd.options());
     let failure = nobody.inspect(&command).await;
     assert_eq!(failure.failure().map(|item| item.name), Some("reachable"));

@@ -1,0 +1,49 @@
+//! A machine or a hive that does not answer.
+
+use crate::far::{Far, added, becomes, hive_pids, serves, task, worker_ids};
+use rbee_tests::harness::events::assert_task_failed;
+use rbee_tests::harness::{eventually, until};
+use rustix::process::{Pid, Signal, kill_process};
+use std::time::Duration;
+
+#[test]
+fn a_lost_session_is_told_by_its_reason_and_made_again() {
+    let mut far = Far::new();
+    let queen = far.queen().start();
+    added(&queen, &far.hive("gpu-0"));
+    serves(&queen);
+    let (hives, workers) = (hive_pids(&far.home), worker_ids(&queen));
+    far.sshd.kill();
+    let events = queen
+        .stream("/v2/tasks", &task())
+        .expect("an answer")
+        .rest();
+    assert_task_failed(&events, "HIVE_UNREACHABLE", &["can't be reached"]);
+    far.sshd.start_again();
+    let again = until(Duration::from_secs(30), || {
+        let events = queen.stream("/v2/tasks", &task()).ok()?.rest();
+        (events.last()?["type"] == "end").then_some(())
+    });
+    assert!(again.is_some(), "{}", queen.log());
+    becomes(&queen, "gpu-0", "online");
+    assert_eq!(hive_pids(&far.home), hives);
+    assert_eq!(worker_ids(&queen), workers);
+}
+
+#[test]
+fn a_hive_that_is_stopped_is_read_about_in_its_log_file() {
+    let far = Far::new();
+    let queen = far.queen().config("timeouts.hive_call = \"1s\"").start();
+    added(&queen, &far.hive("gpu-0"));
+    serves(&queen);
+    let pid = hive_pids(&far.home)[0].cast_signed();
+    let pid = Pid::from_raw(pid).expect("not zero");
+    kill_process(pid, Signal::STOP).expect("it is ours");
+    let mut lines = String::new();
+    eventually("its log file is read", Duration::from_secs(40), || {
+        lines = queen.look("/v2/logs?node=gpu-0&tail=50").text;
+        lines.contains("data:")
+    });
+    kill_process(pid, Signal::CONT).expect("it is ours");
+    assert!(lines.contains("listening"), "{lines}");
+}
