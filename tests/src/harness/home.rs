@@ -160,6 +160,8 @@ fn hive_config() -> String {
     let engine = |protocol: &str, extension: &str| {
         let command = json!([
             stub,
+            "--host",
+            "{host}",
             "--port",
             "{port}",
             "--model",

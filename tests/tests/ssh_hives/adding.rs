@@ -1,12 +1,14 @@
 //! What a registration looks at, says and stores.
 
-use crate::far::{ADD, Far, added, assert_refused, becomes, but, item, node, nodes, serves, task};
+use crate::far::{
+    ADD, Far, added, assert_refused, becomes, but, hive_pids, item, node, nodes, serves, task,
+};
 use rbee_tests::harness::events::assert_task_failed;
 use rbee_tests::harness::ports;
 use rbee_tests::harness::sshd::make_key;
 use serde_json::{Value, json};
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 
 #[test]
 fn one_registration_is_all_that_a_machine_with_ssh_needs() {
@@ -128,17 +130,27 @@ fn the_first_key_of_a_machine_is_taken_where_that_is_the_policy() {
 fn a_hive_without_a_tunnel_is_reached_at_its_hostname() {
     let far = Far::new();
     let queen = far.queen().start();
-    // Another address of this machine, which is not where a hive listens by itself.
-    let plain = json!({"tunnel": false, "hostname": "127.0.0.2"});
+    let address = own_address();
+    let plain = json!({"tunnel": false, "hostname": address});
     added(&queen, &but(far.hive("gpu-0"), &plain));
     serves(&queen);
     let worker = &queen.workers()[0];
-    let hostname_or_loopback = worker["url"].as_str().unwrap_or_default();
-    assert!(
-        hostname_or_loopback.starts_with("http://127.0.0."),
-        "{worker}"
-    );
-    assert_eq!(node(&queen, "gpu-0")["hostname"], "127.0.0.2");
+    let url = worker["url"].as_str().unwrap_or_default();
+    assert!(url.starts_with(&format!("http://{address}:")), "{worker}");
+    assert_eq!(node(&queen, "gpu-0")["hostname"], address);
+    let hive = fs::read(format!("/proc/{}/environ", hive_pids(&far.home)[0])).expect("ours");
+    let told = String::from_utf8_lossy(&hive).contains("QUEEN_CALLBACK_URL");
+    assert!(!told, "her loopback address is not hers there");
+}
+
+/// An address of this machine that is not loopback, if it has one.
+fn own_address() -> String {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("there is a free port");
+    // Nothing is sent: an address for documentation (RFC 5737) only chooses the way out.
+    let own = socket
+        .connect("192.0.2.1:9")
+        .and_then(|()| socket.local_addr());
+    own.map_or("127.0.0.1".to_owned(), |own| own.ip().to_string())
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! A machine or a hive that does not answer.
 
-use crate::far::{Far, added, becomes, hive_pids, serves, task, worker_ids};
-use rbee_tests::harness::events::assert_task_failed;
-use rbee_tests::harness::{eventually, until};
+use crate::far::{Far, added, becomes, but, hive_pids, serves, task, worker_ids};
+use rbee_tests::harness::{assert_error, eventually, until};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use std::time::Duration;
 
 #[test]
@@ -14,20 +14,23 @@ fn a_lost_session_is_told_by_its_reason_and_made_again() {
     serves(&queen);
     let (hives, workers) = (hive_pids(&far.home), worker_ids(&queen));
     far.sshd.kill();
-    let events = queen
-        .stream("/v2/tasks", &task())
-        .expect("an answer")
-        .rest();
-    assert_task_failed(&events, "HIVE_UNREACHABLE", &["can't be reached"]);
+    let whole = but(task(), &json!({"stream": false}));
+    let reply = queen.ask("/v2/tasks", &whole);
+    assert_error(
+        &reply,
+        503,
+        "HIVE_UNREACHABLE",
+        &["be reached", "127.0.0.1"],
+    );
     far.sshd.start_again();
     let again = until(Duration::from_secs(30), || {
-        let events = queen.stream("/v2/tasks", &task()).ok()?.rest();
-        (events.last()?["type"] == "end").then_some(())
+        (queen.ask("/v2/tasks", &whole).status == 200).then_some(())
     });
     assert!(again.is_some(), "{}", queen.log());
     becomes(&queen, "gpu-0", "online");
     assert_eq!(hive_pids(&far.home), hives);
     assert_eq!(worker_ids(&queen), workers);
+    serves(&queen);
 }
 
 #[test]
@@ -45,5 +48,5 @@ fn a_hive_that_is_stopped_is_read_about_in_its_log_file() {
         lines.contains("data:")
     });
     kill_process(pid, Signal::CONT).expect("it is ours");
-    assert!(lines.contains("listening"), "{lines}");
+    assert!(lines.contains("hive listens"), "{lines}");
 }
