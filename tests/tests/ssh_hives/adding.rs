@@ -82,7 +82,7 @@ fn what_makes_a_hive_impossible_is_told_with_the_cure_and_not_stored() {
     refused(
         json!({"ssh_key_path": stranger}),
         "authenticated",
-        &["ssh-copy-id"],
+        &["ssh-copy-id -i "],
     );
     let agent = &["the agent", "is not there", "ssh_key_path"];
     refused(json!({"ssh_key_path": null}), "authenticated", agent);
