@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use rbee_orchestrator::domain::{HiveProcess, TaskRequest};
 use rbee_orchestrator::transport::{
     DirectTransport, HiveCommand, HiveStream, HiveTransport, LocalTransport, Preflight,
+    SshTransport,
 };
 use rbee_orchestrator::{Orchestrator, Result as RbeeResult, TransportFactory};
 
@@ -75,10 +76,14 @@ impl HiveTransport for Watched {
 async fn main() -> Result<()> {
     let watched = Arc::new(Watched::default());
     let local = watched.clone();
-    // Asked once for each hive. Those that someone else runs are reached by TCP, as by default.
-    let factory: TransportFactory = Arc::new(move |spec| match spec.is_managed() {
-        true => Ok(local.clone()),
-        false => Ok(Arc::new(DirectTransport::new(&spec.hostname))),
+    // Asked once for each hive. Those of other machines are reached by SSH or TCP, as by default.
+    let factory: TransportFactory = Arc::new(move |spec| match spec.ssh.clone() {
+        Some(far) => {
+            let way = SshTransport::new(far, &spec.hostname, spec.tunnel, Default::default());
+            Ok(Arc::new(way))
+        }
+        None if spec.is_managed() => Ok(local.clone()),
+        None => Ok(Arc::new(DirectTransport::new(&spec.hostname))),
     });
     let orchestrator = Orchestrator::builder().transports(factory).start().await?;
     let answered = tokio::select! {

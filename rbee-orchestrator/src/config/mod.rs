@@ -141,6 +141,17 @@ impl Config {
         {
             return Err(Error::invalid(format!("{key} must be from 0 to 1")));
         }
+        let counts = [
+            ("ssh.keep_alive_misses", self.ssh.keep_alive_misses as usize),
+            ("ssh.max_streams", self.ssh.max_streams),
+            ("ssh.max_commands", self.ssh.max_commands),
+            ("ssh.max_sessions", self.ssh.max_sessions),
+            ("ssh.read_buffer_bytes", self.ssh.read_buffer_bytes),
+            ("ssh.write_buffer_bytes", self.ssh.write_buffer_bytes),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(Error::invalid(format!("{key} must be at least 1")));
+        }
         let periods = [
             ("retry.budget_window", self.retry.budget_window),
             ("breaker.window", self.breaker.window),
@@ -148,6 +159,8 @@ impl Config {
             ("timeouts.keep_alive", self.timeouts.keep_alive),
             ("hives.check_interval", self.hives.check_interval),
             ("hives.loading_interval", self.hives.loading_interval),
+            ("ssh.connect_timeout", self.ssh.connect_timeout),
+            ("ssh.keep_alive", self.ssh.keep_alive),
         ];
         match periods.iter().find(|(_, period)| period.is_zero()) {
             Some((key, _)) => Err(Error::invalid(format!("{key} must be longer than 0"))),
@@ -183,6 +196,7 @@ mod tests {
                 r#"{"timeouts": {"keep_alive": "0s"}}"#,
                 "timeouts.keep_alive",
             ),
+            (r#"{"ssh": {"max_commands": 0}}"#, "ssh.max_commands"),
         ] {
             let error = read(json).check().expect_err(json);
             assert!(error.message.contains(key), "{error}");

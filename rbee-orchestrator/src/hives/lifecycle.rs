@@ -209,14 +209,11 @@ impl HiveHandle {
     /// # Errors
     /// Those of [`HiveTransport::is_running`].
     pub async fn is_running(&self) -> Result<bool> {
-        match self.process() {
-            Some(process) => self.transport.is_running(&process).await,
-            None => Ok(self
-                .transport
-                .left_running(&self.command())
-                .await?
-                .is_some()),
+        if let Some(process) = self.process() {
+            return self.transport.is_running(&process).await;
         }
+        let left = self.transport.left_running(&self.command()).await?;
+        Ok(left.is_some())
     }
 
     /// Looks whether a start could work.
@@ -238,11 +235,7 @@ impl HiveHandle {
     /// The hive that runs already and takes the token, if there is one.
     async fn adopt(&self) -> Result<Option<HiveProcess>> {
         let stored = self.process();
-        let mut ports: Vec<u16> = stored
-            .as_ref()
-            .map(|process| process.port)
-            .into_iter()
-            .collect();
+        let mut ports = Vec::from_iter(stored.as_ref().map(|process| process.port));
         if let Some((process, is_stored)) = self.known_process(stored).await? {
             match self.recognise_patiently(process.port).await {
                 Recognition::Accepted => return Ok(Some(process)),
@@ -258,13 +251,8 @@ impl HiveHandle {
         if !ports.contains(&self.options.port) {
             ports.push(self.options.port);
         }
-        let machine = self.transport.machine();
-        ports.retain(|port| {
-            !self
-                .options
-                .claims
-                .is_anothers(machine, *port, self.claimant)
-        });
+        let (claims, machine) = (&self.options.claims, self.transport.machine());
+        ports.retain(|port| !claims.is_anothers(machine, *port, self.claimant));
         for port in ports {
             match self.client_at(port).recognise().await {
                 Recognition::Accepted => {

@@ -16,6 +16,9 @@ use crate::relay::openai::missing;
 use crate::scheduler::Hive;
 use crate::transport::report::{Item, Report, Status};
 
+/// How much of a name an answer repeats.
+const LONGEST_ECHO: usize = 128;
+
 /// `GET …/list`.
 pub(super) fn list(context: &Context<'_>) -> Result<Response<Body>> {
     let filter = HiveFilter::of(context)?;
@@ -152,12 +155,13 @@ where
     )
 }
 
+/// The name that answers repeat; of one that is too long for any hive, its beginning.
 fn given_name(node_name: &Option<String>, hive_id: &Option<String>) -> String {
-    node_name
-        .as_ref()
-        .or(hive_id.as_ref())
-        .cloned()
-        .unwrap_or_default()
+    let name = node_name.as_deref().or(hive_id.as_deref());
+    name.unwrap_or_default()
+        .chars()
+        .take(LONGEST_ECHO)
+        .collect()
 }
 
 fn told(context: &Context<'_>, name: &str, result: Result<String>) -> Response<Body> {

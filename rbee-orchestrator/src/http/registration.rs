@@ -24,24 +24,24 @@ const MOST_ENTRIES: usize = 256;
 pub(super) struct Registration {
     pub(super) hive_id: Option<String>,
     pub(super) node_name: Option<String>,
-    pub(super) hostname: Option<String>,
-    pub(super) port: Option<u16>,
-    pub(super) mode: Option<HiveMode>,
-    pub(super) ssh_host: Option<String>,
-    pub(super) ssh_port: Option<u16>,
-    pub(super) ssh_user: Option<String>,
-    pub(super) ssh_key_path: Option<String>,
-    pub(super) tunnel: Option<bool>,
-    pub(super) install: Option<bool>,
+    hostname: Option<String>,
+    port: Option<u16>,
+    mode: Option<HiveMode>,
+    ssh_host: Option<String>,
+    ssh_port: Option<u16>,
+    ssh_user: Option<String>,
+    ssh_key_path: Option<String>,
+    tunnel: Option<bool>,
+    install: Option<bool>,
     /// Whether the machine is looked at first.
     pub(super) preflight: Option<bool>,
-    pub(super) install_path: Option<String>,
-    pub(super) backends: Option<Value>,
-    pub(super) devices: Option<Value>,
-    pub(super) labels: Option<BTreeMap<String, String>>,
-    pub(super) command: Option<String>,
-    pub(super) git_repo_url: Option<String>,
-    pub(super) git_branch: Option<String>,
+    install_path: Option<String>,
+    backends: Option<Value>,
+    devices: Option<Value>,
+    labels: Option<BTreeMap<String, String>>,
+    command: Option<String>,
+    git_repo_url: Option<String>,
+    git_branch: Option<String>,
 }
 
 impl Registration {
@@ -171,6 +171,10 @@ pub(super) fn spec(asked: Registration) -> Result<HiveSpec> {
         user: filled(asked.ssh_user),
         key_path: filled(asked.ssh_key_path),
     });
+    let backends: Vec<String> = either("backends", asked.backends)?;
+    let devices: BTreeMap<String, u32> = either("devices", asked.devices)?;
+    check_count("backends", backends.len())?;
+    check_count("devices", devices.len())?;
     let host = hostname.or_else(|| ssh.as_ref().map(|ssh| ssh.host.clone()));
     Ok(HiveSpec {
         id,
@@ -181,8 +185,8 @@ pub(super) fn spec(asked: Registration) -> Result<HiveSpec> {
         tunnel,
         install,
         install_path: filled(asked.install_path),
-        backends: either("backends", asked.backends)?,
-        devices: either("devices", asked.devices)?,
+        backends,
+        devices,
         labels: asked.labels.unwrap_or_default(),
         command: filled(asked.command),
         git_repo_url: filled(asked.git_repo_url),

@@ -62,6 +62,17 @@ impl Home {
         &self.mark
     }
 
+    /// What a hive's environment needs to use this home, `NAME=VALUE` with blanks between.
+    pub(super) fn hive_variables(&self) -> String {
+        let (models, config) = (self.models(), self.hive_config());
+        format!(
+            "RBEE_HIVE_MODELS={} RBEE_HIVE_CONFIG={} {MARK}={}",
+            models.display(),
+            config.display(),
+            self.mark
+        )
+    }
+
     /// Puts a model there, served by a stub engine that behaves as the TOML text says. Its file
     /// name is `NAME.stub` for an engine of the protocol `openai`, `NAME.rbee` for `rbee` ones.
     /// Written again, it says how the next engine behaves.

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ssh2::{ErrorCode, Session};
 
+use super::quote;
 use super::target::{Keys, Target};
 use crate::config::SshOptions;
 use crate::error::{Code, Error, Result};
@@ -199,11 +200,19 @@ impl Login<'_> {
     }
 
     fn refusal(&self) -> Error {
-        let Target { user, host, .. } = self.target;
+        let Target {
+            user, host, port, ..
+        } = self.target;
         let tried = self.failures.join("; ");
+        let key = match &self.target.keys {
+            Keys::Named(key) => quote::word(&key.to_string_lossy()),
+            Keys::Configured(_) | Keys::Usual => Ok("KEY".to_owned()),
+        };
+        let key = key.unwrap_or_default();
+        let place = quote::word(&format!("{user}@{host}")).unwrap_or_default();
         unreachable(format!(
             "{host} accepts none of the keys for {user}: {tried}. Name a key as ssh_key_path, and \
-             put its public half into ~/.ssh/authorized_keys of {user} there (ssh-copy-id)"
+             put its public half there: ssh-copy-id -i {key} -p {port} {place}"
         ))
     }
 }

@@ -66,7 +66,7 @@ fn refused_items(refused: &Refused) -> Vec<Item> {
             Item::failed(
                 "authenticated",
                 message,
-                "name a key as ssh_key_path and put its public half on the machine (ssh-copy-id)",
+                "let the machine take a key of the queen's, as the message says",
             ),
         ],
     }

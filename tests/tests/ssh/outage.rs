@@ -8,7 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::proxy::Proxy;
-use crate::sshd::{Sshd, eventually};
+use rbee_tests::harness::sshd::Sshd;
+
+use crate::eventually;
 
 fn through(proxy: &Proxy, sshd: &Sshd, options: SshOptions) -> SshTransport {
     sshd.trust(proxy.port);

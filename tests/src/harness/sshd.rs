@@ -15,22 +15,53 @@ use rbee_orchestrator::domain::SshTarget;
 use rbee_orchestrator::transport::{HiveCommand, SshOptions, SshTransport};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::home::Home;
+use super::ports;
+
+/// A hive of a few lines, in one of its modes.
+const FAKE_HIVE: &str = include_str!("../../../rbee-orchestrator/tests/hives/fake_hive.py");
+
 /// Another process may take a port between its choice and its use.
 const PORT_TRIES: usize = 10;
 
-pub(crate) struct Sshd {
+/// It ends when it is dropped, which fails if anything of it is left behind.
+#[derive(Debug)]
+pub struct Sshd {
     folder: tempfile::TempDir,
-    pub(crate) port: u16,
+    /// Where it listens, on 127.0.0.1
+    pub port: u16,
     child: Child,
 }
 
 impl Sshd {
-    pub(crate) fn start() -> Self {
+    /// A machine with an empty home.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start() -> Self {
         Self::start_with("")
     }
 
+    /// One whose hives find the models and the settings of a queen's home, and end with it.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_for(home: &Home) -> Self {
+        Self::start_in("", &home.hive_variables())
+    }
+
     /// One with more lines in its configuration.
-    pub(crate) fn start_with(settings: &str) -> Self {
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_with(settings: &str) -> Self {
+        Self::start_in(settings, "")
+    }
+
+    fn start_in(settings: &str, variables: &str) -> Self {
         let folder = tempfile::tempdir().expect("temp dir is writable");
         for name in ["host_key", "client_key", "stranger_key"] {
             make_key(&folder.path().join(name), "");
@@ -44,8 +75,8 @@ impl Sshd {
         )
         .expect("copied");
         for _ in 0..PORT_TRIES {
-            let port = free_port();
-            write_config(folder.path(), port, settings);
+            let port = ports::free().expect("there is a free port");
+            write_config(folder.path(), port, settings, variables);
             if let Some(child) = spawn(folder.path()) {
                 let sshd = Sshd {
                     folder,
@@ -59,28 +90,34 @@ impl Sshd {
         panic!("sshd got no port in {PORT_TRIES} tries");
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// A file or folder of it: `host_key`, `client_key`, `stranger_key`, `authorized_keys`.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The home of the user on the machine.
-    pub(crate) fn home(&self) -> PathBuf {
+    pub fn home(&self) -> PathBuf {
         self.path("home")
     }
 
-    pub(crate) fn known_hosts(&self) -> PathBuf {
+    /// Where the client notes the keys of hosts.
+    #[must_use]
+    pub fn known_hosts(&self) -> PathBuf {
         self.path("client/.ssh/known_hosts")
     }
 
     /// Notes the machine's key for a port.
-    pub(crate) fn trust(&self, port: u16) {
+    pub fn trust(&self, port: u16) {
         let key = fs::read_to_string(self.path("host_key.pub")).expect("it was made");
         let known = fs::read_to_string(self.known_hosts()).unwrap_or_default();
         let line = format!("[127.0.0.1]:{port} {key}");
         fs::write(self.known_hosts(), known + &line).expect("written");
     }
 
-    pub(crate) fn options(&self) -> SshOptions {
+    /// A client's settings who knows this machine.
+    #[must_use]
+    pub fn options(&self) -> SshOptions {
         SshOptions {
             home: Some(self.path("client")),
             known_hosts: vec![self.known_hosts()],
@@ -92,7 +129,9 @@ impl Sshd {
         }
     }
 
-    pub(crate) fn target(&self) -> SshTarget {
+    /// The way to it, with the right key.
+    #[must_use]
+    pub fn target(&self) -> SshTarget {
         SshTarget {
             host: "127.0.0.1".into(),
             port: Some(self.port),
@@ -101,16 +140,20 @@ impl Sshd {
         }
     }
 
-    pub(crate) fn transport(&self) -> SshTransport {
+    /// A client of its own.
+    #[must_use]
+    pub fn transport(&self) -> SshTransport {
         self.transport_with(self.target(), self.options())
     }
 
-    pub(crate) fn transport_with(&self, target: SshTarget, options: SshOptions) -> SshTransport {
+    /// A client with other settings, through a tunnel.
+    #[must_use]
+    pub fn transport_with(&self, target: SshTarget, options: SshOptions) -> SshTransport {
         SshTransport::new(target, "127.0.0.1", true, Arc::new(options))
     }
 
     /// Ends every session, and the server too.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let mut doomed = vec![self.child.id()];
         let all = processes();
         let mut index = 0;
@@ -127,7 +170,7 @@ impl Sshd {
     }
 
     /// Starts it again on the same port, with the same keys.
-    pub(crate) fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(child) = spawn(self.folder.path()) {
@@ -138,10 +181,10 @@ impl Sshd {
         }
     }
 
-    /// A hive's start: `tests/hives/fake_hive.py` in one of its modes.
-    pub(crate) fn hive(&self, mode: &str) -> HiveCommand {
+    /// A hive's start: `fake_hive.py` in one of its modes.
+    pub fn hive(&self, mode: &str) -> HiveCommand {
         let program = self.path("fake_hive.py");
-        fs::write(&program, include_str!("../hives/fake_hive.py")).expect("written");
+        fs::write(&program, FAKE_HIVE).expect("written");
         let words = ["python3", "PROGRAM", "--port", "{port}", "--mode", mode];
         let template = words.map(|word| match word {
             "PROGRAM" => program.display().to_string(),
@@ -162,13 +205,13 @@ impl Sshd {
     }
 
     /// Processes that name this folder in their command line, but for sshd's own.
-    pub(crate) fn programs(&self) -> Vec<u32> {
+    pub fn programs(&self) -> Vec<u32> {
         let folder = self.folder.path().display().to_string();
         Self::those(|process| process.line.contains(&folder))
     }
 
     /// All that runs on the machine, the shells of commands too.
-    pub(crate) fn everything(&self) -> Vec<u32> {
+    pub fn everything(&self) -> Vec<u32> {
         let home = format!("HOME={}", self.home().display());
         Self::those(|process| process.environment().contains(&home))
     }
@@ -198,7 +241,11 @@ impl Drop for Sshd {
     }
 }
 
-pub(crate) fn make_key(path: &Path, passphrase: &str) {
+/// Makes a pair of keys.
+///
+/// # Panics
+/// When `ssh-keygen` does not work.
+pub fn make_key(path: &Path, passphrase: &str) {
     let made = Command::new("ssh-keygen")
         .args([
             "-q",
@@ -216,7 +263,7 @@ pub(crate) fn make_key(path: &Path, passphrase: &str) {
     assert!(made.success(), "ssh-keygen works");
 }
 
-fn write_config(folder: &Path, port: u16, settings: &str) {
+fn write_config(folder: &Path, port: u16, settings: &str, variables: &str) {
     let at = |name: &str| folder.join(name).display().to_string();
     // What is first holds.
     let config = format!(
@@ -224,7 +271,7 @@ fn write_config(folder: &Path, port: u16, settings: &str) {
          ListenAddress 127.0.0.1:{port}\n\
          HostKey {}\n\
          AuthorizedKeysFile {}\n\
-         SetEnv HOME={}\n\
+         SetEnv HOME={} {variables}\n\
          PidFile none\n\
          StrictModes no\n\
          UsePAM no\n\
@@ -282,13 +329,8 @@ fn find_sshd() -> PathBuf {
         .expect("sshd is missing; run: sudo apt-get install openssh-server")
 }
 
-pub(crate) fn free_port() -> u16 {
-    let socket = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
-    socket.local_addr().expect("it is bound").port()
-}
-
 /// A free port, with free ones behind it, that no outgoing connection is given by chance.
-pub(crate) fn hive_port() -> u16 {
+pub fn hive_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 100).expect("below 100");
     loop {
@@ -342,14 +384,5 @@ fn process(pid: u32) -> Option<Process> {
 fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, Signal::KILL);
-    }
-}
-
-/// Waits for something to come true, and fails after 20 s.
-pub(crate) async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_true() {
-        assert!(Instant::now() < deadline, "it never came true: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

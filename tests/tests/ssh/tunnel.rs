@@ -9,7 +9,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::proxy::Proxy;
-use crate::sshd::{Sshd, eventually, free_port};
+use rbee_tests::harness::ports;
+use rbee_tests::harness::sshd::Sshd;
+
+use crate::eventually;
 
 const MIB: usize = 1 << 20;
 
@@ -205,7 +208,11 @@ async fn a_session_that_is_stopped_in_the_middle_of_packets_loses_none() {
 async fn a_port_where_nothing_listens_is_refused_at_once() {
     let sshd = Sshd::start();
     let transport = sshd.transport();
-    let error = transport.connect(free_port()).await.err().expect("refused");
+    let error = transport
+        .connect(ports::free().expect("there is one"))
+        .await
+        .err()
+        .expect("refused");
     assert_eq!(
         error.kind(),
         std::io::ErrorKind::ConnectionRefused,

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use rbee_orchestrator::Code;
 use rbee_orchestrator::transport::SshOptions;
 
-use crate::sshd::{Sshd, eventually};
+use rbee_tests::harness::sshd::Sshd;
+
+use crate::eventually;
 
 #[tokio::test]
 async fn arguments_arrive_as_they_are() {

@@ -9,7 +9,7 @@ use rbee_orchestrator::transport::report::Status;
 use rbee_orchestrator::transport::{HiveCommand, HiveTransport};
 
 use crate::proxy::Proxy;
-use crate::sshd::Sshd;
+use rbee_tests::harness::sshd::Sshd;
 
 /// A program of this machine that answers `--version`, whatever it is called.
 fn binary(sshd: &Sshd) -> PathBuf {

@@ -8,7 +8,9 @@ use rbee_orchestrator::Code;
 use rbee_orchestrator::domain::HiveProcess;
 use rbee_orchestrator::transport::HiveTransport;
 
-use crate::sshd::{Sshd, eventually};
+use rbee_tests::harness::sshd::Sshd;
+
+use crate::eventually;
 
 const GRACE: Duration = Duration::from_secs(10);
 
