@@ -61,6 +61,9 @@ impl Brain {
                     hive: Some(hive.clone()),
                     ..spec
                 });
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.adopted = true;
+                }
                 self.expect_load(now, id);
             }
         }
@@ -119,6 +122,12 @@ impl Brain {
         out.push(Action::CheckWorker {
             worker: worker.spec.clone(),
         });
+    }
+
+    /// Asks a worker once more whether it answers.
+    pub(super) fn check_again(&mut self, id: &WorkerId, out: &mut Vec<Action>) {
+        let worker = self.workers.get(id).map(|worker| worker.spec.clone());
+        out.extend(worker.map(|worker| Action::CheckWorker { worker }));
     }
 
     pub(super) fn worker_checked(

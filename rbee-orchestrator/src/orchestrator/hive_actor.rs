@@ -23,6 +23,8 @@ pub(super) enum Order {
     Look,
     /// Check it now.
     Check,
+    /// Stop it and go on serving it.
+    Stop,
     /// Ask it for a worker.
     Spawn {
         worker: Arc<WorkerSpec>,
@@ -45,6 +47,8 @@ pub(super) struct Leave {
 
 /// A report is stored again after this long even when only its free memory has changed.
 const STORE_AFTER: Duration = Duration::from_secs(300);
+/// Lines of a dead hive's output that are told.
+const LAST_LINES: usize = 3;
 
 pub(super) struct HiveActor {
     driver: Arc<Driver>,
@@ -96,13 +100,18 @@ impl HiveActor {
             let order = match later.pop_front() {
                 Some(order) => order,
                 None => {
-                    let wait = self.check_interval();
+                    let id = self.handle.id();
+                    let wait = self.driver.decide(|brain, _, _| brain.check_pause(id));
                     tokio::select! {
                         biased;
                         order = orders.recv() => order?,
                         () = tokio::time::sleep(wait), if self.watched => Order::Check,
                     }
                 }
+            };
+            let order = match order {
+                Order::Check => leave_or_check(orders, later),
+                order => order,
             };
             if let Order::Leave(leave) = order {
                 return Some(leave);
@@ -115,15 +124,6 @@ impl HiveActor {
         }
     }
 
-    fn check_interval(&self) -> Duration {
-        let hives = &self.driver.config.hives;
-        let id = self.handle.id();
-        match self.driver.look(|brain, _| brain.is_loading(Some(id))) {
-            true => hives.loading_interval,
-            false => hives.check_interval,
-        }
-    }
-
     async fn carry_out(&mut self, order: Order) {
         match order {
             Order::Start => self.start().await,
@@ -133,6 +133,7 @@ impl HiveActor {
                 }
             }
             Order::Check => self.check().await,
+            Order::Stop => self.stop().await,
             Order::Spawn {
                 worker,
                 devices,
@@ -172,20 +173,47 @@ impl HiveActor {
         }
     }
 
+    async fn stop(&mut self) {
+        let hive = self.handle.id().clone();
+        let result = match self.handle.stop().await {
+            Ok(Stopped::NotOurs) => Err(Error::new(
+                Code::Conflict,
+                format!("hive {hive} was drained and not stopped: the queen did not start it"),
+            )),
+            Ok(Stopped::Ended | Stopped::WasNotRunning) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(()) => {
+                tracing::info!(%hive, "the hive was drained and is stopped");
+                self.watched = !self.managed;
+                let record = self
+                    .driver
+                    .decide(|brain, _, _| brain.set_hive_process(&hive, None));
+                self.store(record).await;
+            }
+            Err(error) => tracing::warn!(%hive, %error, "the hive was drained and not stopped"),
+        }
+        self.driver.feed(Event::HiveStopped { hive, result });
+    }
+
     async fn check(&mut self) {
         let hive = self.handle.id().clone();
-        for worker in self.unstopped.clone() {
-            self.stop_worker(worker).await;
-        }
-        let event = match self.ask().await {
+        let begun = self.driver.clock.now().mono;
+        let event = match self.ask_in_time().await {
             Ok(event) => event,
             Err(error) => {
                 tracing::debug!(%hive, %error, "a check was missed");
                 let gone = self.managed && !self.handle.is_running().await.unwrap_or(true);
+                let error = match gone {
+                    true => self.last_words(error).await,
+                    false => error,
+                };
                 Event::HiveMissed {
                     hive: hive.clone(),
                     error,
                     gone,
+                    begun,
                 }
             }
         };
@@ -194,6 +222,10 @@ impl HiveActor {
         if missed {
             // It may count as failed now, and someone may wait for its first report.
             self.driver.fleet_changes.send_modify(|count| *count += 1);
+            return;
+        }
+        for worker in self.unstopped.clone() {
+            self.stop_worker(worker).await;
         }
         let record = self.driver.look(|brain, now| {
             brain
@@ -205,6 +237,30 @@ impl HiveActor {
         if let Some((record, HiveStatus::Online)) = record {
             self.store_if_news(record).await;
         }
+    }
+
+    /// A check is not as patient as other calls.
+    async fn ask_in_time(&mut self) -> Result<Event> {
+        let limit = self.driver.config.timeouts.health;
+        let hive = self.handle.id().clone();
+        tokio::time::timeout(limit, self.ask())
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("hive {hive} did not answer its check within {limit:?}");
+                Err(Error::new(Code::HiveUnreachable, message))
+            })
+    }
+
+    /// Why a hive that has ended did so, as far as its output tells.
+    async fn last_words(&self, error: Error) -> Error {
+        let lines = self.handle.logs(LAST_LINES).await.unwrap_or_default();
+        if lines.is_empty() {
+            return error;
+        }
+        let hive = self.handle.id();
+        let output = lines.join(" | ");
+        let message = format!("hive {hive} has ended; its last output: {output}");
+        Error { message, ..error }
     }
 
     async fn ask(&mut self) -> Result<Event> {
@@ -355,6 +411,21 @@ async fn next_leave(orders: &mut UnboundedReceiver<Order>, later: &mut VecDeque<
             None => std::future::pending().await,
         }
     }
+}
+
+/// A check in place of all that were asked for before it: a thousand streams that break off at once
+/// ask a thousand times. An order to leave does not wait for it.
+fn leave_or_check(orders: &mut UnboundedReceiver<Order>, later: &mut VecDeque<Order>) -> Order {
+    while let Ok(order) = orders.try_recv() {
+        if let Order::Leave(_) = order {
+            return order;
+        }
+        later.push_back(order);
+    }
+    while let Some(Order::Check) = later.front() {
+        later.pop_front();
+    }
+    Order::Check
 }
 
 fn same_but_for_memory(old: &HiveRecord, new: &HiveRecord) -> bool {
