@@ -101,7 +101,7 @@ fn a_hive_that_dies_again_and_again_is_given_up_until_a_person_wants_it() {
     let shown = hive(&queen);
     assert_eq!(shown["gave_up"], true, "{shown}");
     let why = shown["last_error"]["message"].as_str().expect("a reason");
-    for told in ["gave up after 1 starts", "last output", "resume"] {
+    for told in ["gave up after 1 start within", "last output", "resume"] {
         assert!(why.contains(told), "no {told:?} in: {why}");
     }
     // What it had is known; whoever needs it gets the reason at once.

@@ -225,6 +225,8 @@ impl Brain {
             true => HiveStatus::Error,
             false => HiveStatus::Offline,
         };
+        // One that dies of each order must not be started without end.
+        self.hive_ended(now, id);
         self.hive_lost(now, id, status, out);
     }
 

@@ -105,8 +105,12 @@ impl Brain {
         let within = humantime(self.config.hives.restart_window);
         let why = hive.last_error.as_ref();
         let why = why.map_or("it ended", |error| error.message.as_str());
+        let times = match starts {
+            1 => "1 start".to_owned(),
+            starts => format!("{starts} starts"),
+        };
         let message = format!(
-            "gave up after {starts} starts within {within}: {why}; when that is mended, POST \
+            "gave up after {times} within {within}: {why}; when that is mended, POST \
              /v2/registry/beehives/resume or register it again"
         );
         hive.last_error = Some(Error::new(Code::HiveUnreachable, message));

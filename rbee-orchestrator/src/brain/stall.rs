@@ -39,8 +39,8 @@ impl Brain {
     /// Gives workers the time to show themselves that she did not look. What a job may take is a
     /// promise to its client, and is not put off.
     fn put_workers_deadlines_off(&mut self, gap: Duration) {
-        type Of = fn(&mut Notes) -> &mut Option<Mono>;
-        let kinds: [(Of, fn(WorkerId) -> Due); 3] = [
+        type Kind = (fn(&mut Notes) -> &mut Option<Mono>, fn(WorkerId) -> Due);
+        let kinds: [Kind; 3] = [
             (|notes| &mut notes.load_due, Due::Load),
             (|notes| &mut notes.suspect_due, Due::Suspect),
             (|notes| &mut notes.abandoned_due, Due::Abandoned),

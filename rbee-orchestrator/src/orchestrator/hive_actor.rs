@@ -1,6 +1,9 @@
 //! One hive's task: carries out orders for it one after the other, and checks it in between, so
 //! that no report is older than the order before it.
 
+mod ended;
+mod orders;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +16,8 @@ use crate::brain::{Event, SeenState, SeenWorker, Spawned};
 use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
+
+use orders::{leave_or_check, next_leave};
 
 /// What is asked of a hive's task.
 #[derive(Debug)]
@@ -47,8 +52,6 @@ pub(super) struct Leave {
 
 /// A report is stored again after this long even when only its free memory has changed.
 const STORE_AFTER: Duration = Duration::from_secs(300);
-/// Lines of a dead hive's output that are told.
-const LAST_LINES: usize = 3;
 
 pub(super) struct HiveActor {
     driver: Arc<Driver>,
@@ -173,30 +176,6 @@ impl HiveActor {
         }
     }
 
-    async fn stop(&mut self) {
-        let hive = self.handle.id().clone();
-        let result = match self.handle.stop().await {
-            Ok(Stopped::NotOurs) => Err(Error::new(
-                Code::Conflict,
-                format!("hive {hive} was drained and not stopped: the queen did not start it"),
-            )),
-            Ok(Stopped::Ended | Stopped::WasNotRunning) => Ok(()),
-            Err(error) => Err(error),
-        };
-        match &result {
-            Ok(()) => {
-                tracing::info!(%hive, "the hive was drained and is stopped");
-                self.watched = !self.managed;
-                let record = self
-                    .driver
-                    .decide(|brain, _, _| brain.set_hive_process(&hive, None));
-                self.store(record).await;
-            }
-            Err(error) => tracing::warn!(%hive, %error, "the hive was drained and not stopped"),
-        }
-        self.driver.feed(Event::HiveStopped { hive, result });
-    }
-
     async fn check(&mut self) {
         let hive = self.handle.id().clone();
         let begun = self.driver.clock.now().mono;
@@ -249,18 +228,6 @@ impl HiveActor {
                 let message = format!("hive {hive} did not answer its check within {limit:?}");
                 Err(Error::new(Code::HiveUnreachable, message))
             })
-    }
-
-    /// Why a hive that has ended did so, as far as its output tells.
-    async fn last_words(&self, error: Error) -> Error {
-        let lines = self.handle.logs(LAST_LINES).await.unwrap_or_default();
-        if lines.is_empty() {
-            return error;
-        }
-        let hive = self.handle.id();
-        let output = lines.join(" | ");
-        let message = format!("hive {hive} has ended; its last output: {output}");
-        Error { message, ..error }
     }
 
     async fn ask(&mut self) -> Result<Event> {
@@ -399,33 +366,6 @@ impl HiveActor {
             Err(error) => tracing::warn!(%error, "the hive's record was not stored"),
         }
     }
-}
-
-/// Waits for the order to leave; the others are kept for later.
-async fn next_leave(orders: &mut UnboundedReceiver<Order>, later: &mut VecDeque<Order>) -> Leave {
-    loop {
-        match orders.recv().await {
-            Some(Order::Leave(leave)) => return leave,
-            Some(order) => later.push_back(order),
-            // Nobody can send one any more.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// A check in place of all that were asked for before it: a thousand streams that break off at once
-/// ask a thousand times. An order to leave does not wait for it.
-fn leave_or_check(orders: &mut UnboundedReceiver<Order>, later: &mut VecDeque<Order>) -> Order {
-    while let Ok(order) = orders.try_recv() {
-        if let Order::Leave(_) = order {
-            return order;
-        }
-        later.push_back(order);
-    }
-    while let Some(Order::Check) = later.front() {
-        later.pop_front();
-    }
-    Order::Check
 }
 
 fn same_but_for_memory(old: &HiveRecord, new: &HiveRecord) -> bool {

@@ -193,3 +193,28 @@ fn the_pauses_before_starts_grow_and_have_a_bound() {
         "{sums:?}"
     );
 }
+
+#[test]
+fn a_hive_that_dies_of_each_order_is_given_up_as_well() {
+    let mut world = started();
+    for _ in 0..6 {
+        world.clear();
+        world.submit_with(SMOL, |r| r.queue_timeout = secs(1));
+        let mut spawned = world.spawns();
+        while let Some((_, worker)) = spawned.pop() {
+            let dead = Error::new(Code::HiveUnreachable, "connection reset");
+            world.answer_spawn(&worker.id, Err(dead));
+        }
+        for _ in 0..61 {
+            world.pass(secs(1));
+            if !world.starts().is_empty() {
+                break;
+            }
+        }
+        if !world.starts().is_empty() {
+            world.started("a", Ok(()));
+            world.report("a", report(&[device(0, "cpu", 8)]), Vec::new());
+        }
+    }
+    assert!(world.known("a").gave_up, "{:?}", world.known("a"));
+}
