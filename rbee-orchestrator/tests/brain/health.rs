@@ -332,3 +332,38 @@ fn a_hive_whose_process_has_ended_is_lost_whether_or_not_the_queen_stood_still()
     world.miss("a", true);
     assert_eq!(world.known("a").status, HiveStatus::Offline);
 }
+
+#[test]
+fn a_worker_that_an_older_hive_has_forgotten_serves_on_and_is_asked_with_each_list() {
+    let (mut world, id) = World::with_smol(1);
+    for _ in 0..10 {
+        world.pass(secs(15));
+        world.clear();
+        world.list("a", Vec::new());
+        if world.checks().is_empty() {
+            continue;
+        }
+        world.check(&id, true);
+        let due: Vec<_> = world.brain.workers_to_check(false).collect();
+        assert!(due.is_empty(), "and not all the time: {due:?}");
+        let job = world.submit(SMOL);
+        assert_eq!(world.runs_on(job), Some(id.clone()));
+        world.end(job);
+    }
+    world.list("a", Vec::new());
+    world.check(&id, false);
+    assert!(!world.has_worker(&id), "now it is gone");
+}
+
+#[test]
+fn a_worker_of_a_lost_hive_is_asked_until_it_is_gone_or_the_hive_is_back() {
+    let (mut world, id) = World::with_smol(1);
+    lose(&mut world, "a");
+    for _ in 0..5 {
+        world.check(&id, true);
+        let due: Vec<_> = world.brain.workers_to_check(false).collect();
+        assert_eq!(due.len(), 1);
+    }
+    world.check(&id, false);
+    assert!(!world.has_worker(&id));
+}
