@@ -119,6 +119,9 @@ impl Run {
     }
 
     fn step(&mut self, seed: u64) {
+        // A call that is held for a spawn may change a worker that just took work, when the last
+        // spawn in flight is forgotten.
+        let no_call_is_held = self.spawning.is_empty();
         match self.dice.below(26) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
@@ -129,11 +132,23 @@ impl Run {
                 return self.check(false);
             }
             13..=14 => return self.hive_lists(),
-            15 => self.hive_start_or_miss(),
-            16..=17 => self.worker_event(),
+            15 => {
+                self.hive_start_or_miss();
+                return self.check(no_call_is_held);
+            }
+            16..=17 => {
+                self.worker_event();
+                return self.check(no_call_is_held);
+            }
             18..=19 => self.worker_calls(),
-            20 => self.administrate(),
-            21..=22 => self.pass(),
+            20 => {
+                self.administrate();
+                return self.check(no_call_is_held);
+            }
+            21..=22 => {
+                self.pass();
+                return self.check(no_call_is_held);
+            }
             23..=24 => self.confirm_or_withdraw(),
             _ if self.dice.one_in(12) => self.restart(seed),
             _ if self.world.awake && self.dice.one_in(2) => {
