@@ -237,8 +237,10 @@ impl Brain {
     pub(super) fn add(&mut self, spec: WorkerSpec) -> Arc<WorkerSpec> {
         self.names.learn_ref(&spec.model);
         let id = spec.id.clone();
-        let worker = Worker::loading(spec);
+        let mut worker = Worker::loading(spec);
         let spec = worker.spec.clone();
+        let hive = spec.hive.as_ref().and_then(|hive| self.hives.get(hive));
+        worker.withheld = hive.is_some_and(|hive| hive.draining);
         self.gone.remove(&id);
         let notes = Notes {
             answered: true,

@@ -43,4 +43,12 @@ pub struct Counters {
     pub dropped: u64,
     /// Jobs that were held back because their tenants' quotas did not allow them.
     pub quota_held: u64,
+    /// Hives that were started again because they had ended by themselves.
+    pub hive_restarts: u64,
+    /// Hives that were given up because they ended again and again.
+    pub hives_given_up: u64,
+    /// Times that a hive came back which had been out of reach again and again.
+    pub hive_flaps: u64,
+    /// Times that the queen herself stood still, so that what she missed says nothing of others.
+    pub stalls: u64,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Narration,
+    Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Mono, Narration,
     Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis, Usage, WorkerId,
     WorkerProtocol, WorkerSpec,
 };
@@ -200,6 +200,15 @@ pub enum Event {
         error: Error,
         /// Whether its process is known to have ended, so that there is nothing to wait for.
         gone: bool,
+        /// When the check began.
+        begun: Mono,
+    },
+    /// A hive that was to be stopped after its last job has been, or could not be.
+    HiveStopped {
+        /// The hive.
+        hive: HiveId,
+        /// What came of it.
+        result: Result<(), Error>,
     },
     /// A hive answered to a spawn.
     SpawnAnswered {
@@ -221,6 +230,8 @@ pub enum Event {
         worker: WorkerId,
         /// Whether it did.
         answers: bool,
+        /// When it was asked.
+        begun: Mono,
     },
     /// A worker that was to be stopped is gone.
     WorkerStopped {
@@ -229,6 +240,9 @@ pub enum Event {
     },
     /// Time has passed.
     Tick,
+    /// The shell is awake. Once one came, another must follow within [`super::PULSE`]: a gap says
+    /// that the queen stood still.
+    Pulse,
 }
 
 /// What is to be done. The order of actions is the order of the decisions.
@@ -293,6 +307,11 @@ pub enum Action {
     },
     /// Start a hive; answered by [`Event::HiveStarted`].
     StartHive {
+        /// The hive.
+        hive: HiveId,
+    },
+    /// Stop a hive whose last job has ended; answered by [`Event::HiveStopped`].
+    StopHive {
         /// The hive.
         hive: HiveId,
     },

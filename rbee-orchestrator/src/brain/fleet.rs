@@ -24,8 +24,12 @@ impl Brain {
                 record.capabilities = old.record.capabilities.clone();
                 record.last_seen = old.record.last_seen;
                 old.record = record.clone();
+                if self.forgive(&id) {
+                    self.request_hive_start(now, &id, out);
+                }
             }
             _ => {
+                self.forget_hive_notes(&id);
                 self.hives.insert(id.clone(), Hive::new(record.clone()));
                 self.lose_workers_of(now, &id, "was registered at another place", out);
             }
@@ -44,6 +48,7 @@ impl Brain {
         let Some(hive) = self.hives.remove(id) else {
             return Err(self.hive_not_found(id));
         };
+        self.forget_hive_notes(id);
         self.names.learn(self.hives.values());
         let not_found = self.hive_not_found(id).param("node");
         let only_there = |group: &Group| group.key.constraints.hive.as_ref() == Some(id);
@@ -74,6 +79,9 @@ impl Brain {
             .hives
             .get(id)
             .is_some_and(|hive| self.view(now).can_start(hive));
+        if can_start && self.cancel_restart(id) {
+            self.counters.hive_restarts += 1;
+        }
         if can_start && let Some(hive) = self.hives.get_mut(id) {
             hive.status = HiveStatus::Starting;
             hive.misses = 0;
@@ -100,12 +108,17 @@ impl Brain {
         result: Result<()>,
         out: &mut Vec<Action>,
     ) {
-        // Online comes with its first report: only then is it known what it has.
-        if let Err(error) = result
-            && let Some(hive) = self.hives.get_mut(id)
-        {
-            hive.last_error = Some(error);
-            self.hive_lost(now, id, HiveStatus::Error, out);
+        let Some(hive) = self.hives.get_mut(id) else {
+            return;
+        };
+        match result {
+            // Online comes with its first report: only then is it known what it has.
+            Ok(()) => self.hive_notes.entry(id.clone()).or_default().runs = true,
+            Err(error) => {
+                hive.last_error = Some(error);
+                self.restart_failed(now, id);
+                self.hive_lost(now, id, HiveStatus::Error, out);
+            }
         }
     }
 
@@ -123,15 +136,23 @@ impl Brain {
         let was_online = hive.status == HiveStatus::Online;
         hive.status = HiveStatus::Online;
         hive.misses = 0;
-        hive.last_error = None;
+        hive.gave_up = false;
+        if hive.unsteady_until <= now.mono {
+            hive.last_error = None;
+        }
         hive.record.last_seen = Some(now.wall);
         hive.full_devices.retain(|(_, until)| *until > now.mono);
         hive.failed_loads.retain(|load| load.until > now.mono);
         let mut news = !was_online;
+        let models = |report: &Option<Capabilities>| report.as_ref().map(|r| r.models.clone());
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;
+            // Free memory changes with most reports, and says nothing of names.
+            let new_models = models(&capabilities) != models(&hive.record.capabilities);
             hive.record.capabilities = capabilities;
-            self.names.learn(self.hives.values());
+            if new_models {
+                self.names.learn(self.hives.values());
+            }
         } else if hive.record.capabilities.is_none() {
             // A hive that can't tell what it has: what its registration claims must do.
             hive.record.capabilities = Some(Capabilities {
@@ -139,6 +160,14 @@ impl Brain {
                 devices: claimed_devices(&hive.record.spec),
                 ..Capabilities::default()
             });
+        }
+        let draining = self.hives.get(id).is_some_and(|hive| hive.draining);
+        let notes = self.hive_notes.entry(id.clone()).or_default();
+        (notes.runs, notes.in_doubt) = (true, false);
+        self.cancel_restart(id);
+        if !was_online {
+            self.note_return(now, id);
+            self.withhold_workers(id, draining);
         }
         self.reconcile(now, id, workers, out);
         if news {
@@ -163,7 +192,13 @@ impl Brain {
             hive.last_error = Some(error);
         }
         let lost = gone || hive.misses >= offline_after;
-        match hive.status {
+        let status = hive.status;
+        match gone {
+            true => self.hive_ended(now, id),
+            false if lost && status == HiveStatus::Online => self.note_loss(now, id),
+            false => {}
+        }
+        match status {
             HiveStatus::Online if lost => self.hive_lost(now, id, HiveStatus::Offline, out),
             // It started and never told what it has: that is a start that failed.
             HiveStatus::Starting if lost => self.hive_lost(now, id, HiveStatus::Error, out),
@@ -190,18 +225,31 @@ impl Brain {
             true => HiveStatus::Error,
             false => HiveStatus::Offline,
         };
+        // One that dies of each order must not be started without end.
+        self.hive_ended(now, id);
         self.hive_lost(now, id, status, out);
     }
 
     /// A hive does not vouch for its workers any more, and can't be asked for new ones.
-    fn hive_lost(&mut self, now: Now, id: &HiveId, status: HiveStatus, out: &mut Vec<Action>) {
+    pub(super) fn hive_lost(
+        &mut self,
+        now: Now,
+        id: &HiveId,
+        status: HiveStatus,
+        out: &mut Vec<Action>,
+    ) {
         let Some(hive) = self.hives.get_mut(id) else {
             return;
         };
-        hive.status = status;
+        hive.status = match hive.gave_up {
+            true => HiveStatus::Error,
+            false => status,
+        };
         if status == HiveStatus::Error {
-            hive.retry_at = now.mono + self.config.hives.retry_after;
+            let soonest = now.mono + self.config.hives.retry_after;
+            hive.retry_at = hive.retry_at.max(soonest);
         }
+        self.withhold_workers(id, true);
         for worker in self.workers_of(id) {
             self.doubt(&worker, out);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, JobId, ModelRef, Mono, Now, Outcome, Priority, TenantId, Times, WorkerId,
+    Attempt, HiveId, JobId, ModelRef, Mono, Now, Outcome, Priority, TenantId, Times, WorkerId,
 };
 use crate::error::Error;
 
@@ -43,6 +43,10 @@ pub(super) enum Due {
     Reopen(WorkerId),
     /// A worker that had too much to do has had time to get on.
     Unpause(WorkerId),
+    /// A hive that ended is started again.
+    Restart(HiveId),
+    /// A hive that was lost again and again has been steady for long enough.
+    Steady(HiveId),
 }
 
 /// A job that has not ended.

@@ -32,6 +32,7 @@ impl Brain {
         let model = worker.spec.model.clone();
         let ends = worker.draining && worker.leases == 0;
         let still_suspect = notes.suspect;
+        let hive = worker.spec.hive.clone();
         if suspect {
             self.suspect(now, id, out);
         } else if still_suspect {
@@ -39,6 +40,9 @@ impl Brain {
         }
         if ends {
             self.stop_worker(now, id, out);
+        }
+        if let Some(hive) = hive {
+            self.stop_if_drained(&hive, out);
         }
         self.pump_model(now, &model, out);
     }

@@ -8,6 +8,7 @@ mod arrival;
 mod breaker;
 mod chance;
 mod counters;
+mod drains;
 mod event;
 mod fleet;
 mod job;
@@ -20,9 +21,12 @@ mod placing;
 mod queue;
 mod quota;
 mod rates;
+mod restarts;
 mod retry;
 mod room;
 mod spawning;
+mod stall;
+mod steadiness;
 mod tenants;
 mod trust;
 mod waiting;
@@ -49,9 +53,11 @@ use names::{Meaning, Names};
 pub use places::QueuePlace;
 use queue::Queue;
 use rates::Rates;
+use restarts::HiveNotes;
 use retry::Budget;
 use room::Room;
 pub use spawning::OrderAnswer;
+pub use stall::PULSE;
 use tenants::{Midnight, Tenants};
 
 /// The state machine. See the module's documentation.
@@ -59,6 +65,7 @@ pub struct Brain {
     config: Config,
     scheduler: Box<dyn Scheduler>,
     hives: BTreeMap<HiveId, Hive>,
+    hive_notes: HashMap<HiveId, HiveNotes>,
     workers: Workers,
     /// What the registry does not need but the brain does.
     worker_notes: HashMap<WorkerId, workers::Notes>,
@@ -85,6 +92,10 @@ pub struct Brain {
     jobs: HashMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
     draining: bool,
+    /// When the last event came, once a pulse did.
+    awake_at: Option<Mono>,
+    /// When the queen last found that she had stood still.
+    stalled_until: Mono,
     mint: Box<dyn FnMut() -> WorkerId + Send + Sync>,
 }
 
@@ -111,6 +122,7 @@ impl Brain {
             names: Names::new(&config.aliases),
             scheduler,
             hives,
+            hive_notes: HashMap::new(),
             workers: Workers::default(),
             worker_notes: HashMap::new(),
             other_ids: HashMap::new(),
@@ -129,6 +141,8 @@ impl Brain {
             jobs: HashMap::new(),
             due: BTreeSet::new(),
             draining: false,
+            awake_at: None,
+            stalled_until: Mono::default(),
             mint: Box::new(WorkerId::mint),
             config,
         };
@@ -153,6 +167,7 @@ impl Brain {
 
     /// Takes an event in and appends what is to be done about it.
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        self.mind_the_gap(now, &event);
         self.mind_the_clock(now);
         match event {
             Event::Submit(request) => {
@@ -181,18 +196,30 @@ impl Brain {
             } => {
                 self.hive_report(now, &hive, capabilities, workers, out);
             }
-            Event::HiveMissed { hive, error, gone } => {
-                self.hive_missed(now, &hive, error, gone, out);
-            }
+            Event::HiveMissed {
+                hive,
+                error,
+                gone,
+                begun,
+            } => match !gone && self.stood_still_since(begun) {
+                true => out.push(Action::CheckHive { hive }),
+                false => self.hive_missed(now, &hive, error, gone, out),
+            },
+            Event::HiveStopped { hive, result } => self.hive_stopped(now, &hive, result, out),
             Event::SpawnAnswered { worker, result } => {
                 self.spawn_answered(now, &worker, result, out);
             }
             Event::WorkerFailed { worker, error } => self.worker_failed(now, &worker, &error, out),
-            Event::WorkerChecked { worker, answers } => {
-                self.worker_checked(now, &worker, answers, out);
-            }
+            Event::WorkerChecked {
+                worker,
+                answers,
+                begun,
+            } => match !answers && self.stood_still_since(begun) {
+                true => self.check_again(&worker, out),
+                false => self.worker_checked(now, &worker, answers, out),
+            },
             Event::WorkerStopped { worker } => self.worker_stopped(now, &worker, out),
-            Event::Tick => {}
+            Event::Tick | Event::Pulse => {}
         }
         self.expire(now, out);
         self.adopt_early_callers(now, out);
@@ -313,6 +340,8 @@ impl Brain {
                 Due::Reopen(worker) => self.reopen(now, &worker, out),
                 Due::Unpause(worker) => self.unpause(now, &worker, out),
                 Due::Suspect(worker) => self.stop_suspect(now, &worker, out),
+                Due::Restart(hive) => self.restart(now, &hive, out),
+                Due::Steady(hive) => self.became_steady(now, &hive, out),
             }
         }
     }

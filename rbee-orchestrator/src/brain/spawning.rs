@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    Constraints, HiveId, HiveStatus, JobId, ModelRef, Now, Worker, WorkerId, WorkerProtocol,
-    WorkerSpec,
+    Constraints, HiveId, JobId, ModelRef, Now, Worker, WorkerId, WorkerProtocol, WorkerSpec,
 };
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{Placement, PlacementRequest, place_another_worker};
@@ -57,7 +56,7 @@ impl Brain {
     ) -> Option<WorkerId> {
         let hive = self.hives.get(&place.hive)?;
         let device = place.device();
-        if hive.status != HiveStatus::Online
+        if !self.view(now).can_spawn(hive)
             || hive.is_full(device, now.mono)
             || hive.failed_load(model, device, now.mono).is_some()
         {

@@ -114,8 +114,10 @@ impl Brain {
         worker.ready = false;
         worker.prospect = Prospect::Checked;
         notes.suspect = true;
-        let hive = worker.spec.hive.clone();
-        out.extend(hive.map(|hive| Action::CheckHive { hive }));
+        if let Some(hive) = worker.spec.hive.clone() {
+            self.hive_notes.entry(hive.clone()).or_default().in_doubt = true;
+            out.push(Action::CheckHive { hive });
+        }
         out.push(Action::CheckWorker {
             worker: worker.spec.clone(),
         });

@@ -4,6 +4,8 @@ use crate::domain::{
     HiveId, HiveStatus, JobId, Narration, Now, Priority, Prospect, Worker, WorkerId,
 };
 
+use crate::scheduler::Hive;
+
 use super::Brain;
 use super::event::Action;
 use super::job::{Due, Phase};
@@ -170,6 +172,16 @@ impl Brain {
         self.tell_group(key, Waits::Pause(worker.clone()), narration, out);
     }
 
+    fn wait_until_steady(&mut self, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+        let narration = Narration {
+            actor: "queen",
+            action: "steady_hive",
+            target: hive.to_string(),
+            human: format!("Waiting until hive {hive}, which came and went, has been steady"),
+        };
+        self.tell_group(key, Waits::Hive(hive.clone()), narration, out);
+    }
+
     /// A policy said wait: find out for what, so that the clients can be told.
     pub(super) fn note_what_is_waited_for(
         &mut self,
@@ -197,8 +209,13 @@ impl Brain {
         let allowed = |id: &HiveId| key.constraints.hive.as_ref().is_none_or(|only| only == id);
         let mut starting = self.hives.keys().filter(|id| self.is_starting(id));
         let starting = starting.find(|id| allowed(id) && !served).cloned();
+        let unsteady = view.hives.values().filter(|hive| view.is_unsteady(hive));
+        let mut unsteady = unsteady.map(Hive::id).cloned();
+        let unsteady = unsteady.find(|id| allowed(id) && !served);
         if let Some(hive) = starting {
             self.wait_for_hive(key, &hive, out);
+        } else if let Some(hive) = unsteady {
+            self.wait_until_steady(key, &hive, out);
         } else if let Some(group) = self.queue.group_mut(key) {
             group.waits = Waits::Slot;
             group.narration = None;

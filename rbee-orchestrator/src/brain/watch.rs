@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{HiveId, Now, WorkerId, WorkerSpec};
+use crate::domain::{HiveId, HiveStatus, Now, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
 
 use super::Brain;
@@ -61,6 +61,9 @@ impl Brain {
                     hive: Some(hive.clone()),
                     ..spec
                 });
+                if let Some(worker) = self.workers.get_mut(id) {
+                    worker.adopted = true;
+                }
                 self.expect_load(now, id);
             }
         }
@@ -121,6 +124,23 @@ impl Brain {
         });
     }
 
+    /// Asks a worker once more whether it answers.
+    pub(super) fn check_again(&mut self, id: &WorkerId, out: &mut Vec<Action>) {
+        let worker = self.workers.get(id).map(|worker| worker.spec.clone());
+        out.extend(worker.map(|worker| Action::CheckWorker { worker }));
+    }
+
+    /// A worker answered. Where its hive is only forgetful, that holds until the next list; where
+    /// the hive is out of reach, the worker alone can say when it is gone.
+    fn trust_for_now(&mut self, id: &WorkerId, doubted: bool) {
+        let hive = self.workers.get(id).and_then(|w| w.spec.hive.as_ref());
+        let hive = hive.and_then(|hive| self.hives.get(hive));
+        let is_lost = hive.is_some_and(|hive| hive.status != HiveStatus::Online);
+        if let Some(notes) = self.worker_notes.get_mut(id) {
+            notes.doubted = doubted && is_lost;
+        }
+    }
+
     pub(super) fn worker_checked(
         &mut self,
         now: Now,
@@ -136,8 +156,11 @@ impl Brain {
         };
         let doubted = self.worker_notes.get(id).is_some_and(|notes| notes.doubted);
         match answers {
-            true if !worker.ready => self.mark_ready(now, id, out),
-            true => {}
+            true if !worker.ready => {
+                self.mark_ready(now, id, out);
+                self.trust_for_now(id, doubted);
+            }
+            true => self.trust_for_now(id, doubted),
             // Busy, not dead: older workers answer no health check while they compute.
             false if worker.leases > 0 => {}
             false if doubted => {

@@ -42,6 +42,18 @@ pub struct HivesConfig {
     /// device that had no room, how long it is left out.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
+    /// The longest pause before a hive is started again that the queen had started and that ended;
+    /// doubles with each time.
+    #[serde(with = "humantime_serde")]
+    pub restart_first: Duration,
+    /// The longest that pause gets.
+    #[serde(with = "humantime_serde")]
+    pub restart_max: Duration,
+    /// How often it is started again within `restart_window` before it is given up.
+    pub restart_limit: u32,
+    /// A hive that did not end for this long is as good as new.
+    #[serde(with = "humantime_serde")]
+    pub restart_window: Duration,
     /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
     pub worker_slots: Option<u32>,
 }
@@ -71,6 +83,10 @@ impl Default for HivesConfig {
             loading_interval: Duration::from_millis(500),
             offline_after: 3,
             retry_after: Duration::from_secs(15),
+            restart_first: Duration::from_secs(1),
+            restart_max: Duration::from_secs(60),
+            restart_limit: 5,
+            restart_window: Duration::from_secs(600),
             worker_slots: None,
         }
     }

@@ -81,6 +81,10 @@ pub struct Worker {
     pub prospect: Prospect,
     /// Whether it ends once its leases are back.
     pub draining: bool,
+    /// Whether it gets no new work although it goes on: its hive is out of reach, or drained.
+    pub withheld: bool,
+    /// Whether a hive showed it that was not asked for it, in this life of the queen.
+    pub adopted: bool,
     /// Slots taken: leases that were given out and have not come back.
     pub leases: u32,
     /// How many more jobs it may be given, where free slots do not decide alone: none while it is
@@ -101,6 +105,8 @@ impl Worker {
             ready: false,
             prospect: Prospect::Loads,
             draining: false,
+            withheld: false,
+            adopted: false,
             leases: 0,
             allowance: None,
             last_used: Mono::default(),
@@ -111,7 +117,7 @@ impl Worker {
     /// Whether a job may wait for it: it is ready, loads, or is being checked.
     #[must_use]
     pub fn is_worth_waiting_for(&self) -> bool {
-        !self.draining && (self.ready || self.prospect != Prospect::Silent)
+        !self.draining && !self.withheld && (self.ready || self.prospect != Prospect::Silent)
     }
 
     /// Whether it is not ready, and this may be hoped for.
@@ -123,13 +129,13 @@ impl Worker {
     /// Whether it serves jobs now, if only when a slot comes free.
     #[must_use]
     pub fn is_in_service(&self) -> bool {
-        self.ready && !self.draining && self.allowance != Some(0)
+        self.ready && !self.draining && !self.withheld && self.allowance != Some(0)
     }
 
     /// Slots that a job could take now.
     #[must_use]
     pub fn slots_free(&self) -> u32 {
-        if !self.ready || self.draining {
+        if !self.ready || self.draining || self.withheld {
             return 0;
         }
         let free = self.spec.slots_total.saturating_sub(self.leases);

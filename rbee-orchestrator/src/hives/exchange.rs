@@ -23,6 +23,8 @@ use crate::transport::{HiveStream, HiveTransport};
 
 /// A larger answer is refused.
 const LARGEST_ANSWER_BYTES: u64 = 16 << 20;
+/// Of a call's two buffers. They are zeroed for each call, and checks of hives are short and many.
+const BUFFER_BYTES: usize = 16 << 10;
 /// What the caller waits beyond the time-out before it gives up on the blocking thread.
 const MARGIN: Duration = Duration::from_millis(500);
 
@@ -83,6 +85,8 @@ fn blocking_exchange(
         .max_redirects(0)
         .max_redirects_will_error(false)
         .max_idle_connections(0)
+        .input_buffer_size(BUFFER_BYTES)
+        .output_buffer_size(BUFFER_BYTES)
         .user_agent(concat!("queen-rbee/", env!("CARGO_PKG_VERSION")))
         .build();
     let agent = Agent::with_parts(config, bridge, NoResolver);

@@ -10,7 +10,7 @@ use super::body::Body;
 use super::hive_filter::HiveFilter;
 use super::registration::{self, Registration, fill_in_hostname};
 use super::{Context, answer, read};
-use crate::domain::HiveId;
+use crate::domain::{HiveId, Mono};
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;
 use crate::scheduler::Hive;
@@ -24,13 +24,14 @@ pub(super) fn list(context: &Context<'_>) -> Result<Response<Body>> {
     let filter = HiveFilter::of(context)?;
     let hives = context.orchestrator.hives();
     let wanted = hives.iter().filter(|hive| filter.wants(hive));
-    let nodes: Vec<Value> = wanted.map(object).collect();
+    let now = context.orchestrator.now().mono;
+    let nodes: Vec<Value> = wanted.map(|hive| object(hive, now)).collect();
     Ok(answer::ok(&json!({"nodes": nodes})))
 }
 
 /// A hive as clients see it. The first ten fields are as older clients know them: texts are empty
 /// and not null.
-fn object(hive: &Hive) -> Value {
+fn object(hive: &Hive, now: Mono) -> Value {
     let spec = &hive.record.spec;
     let ssh = spec.ssh.as_ref();
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -61,6 +62,10 @@ fn object(hive: &Hive) -> Value {
             json!({"code": error.code.as_str(), "message": error.message})
         }),
         "capabilities": hive.capabilities(),
+        "draining": hive.draining,
+        "gave_up": hive.gave_up,
+        "unsteady": hive.unsteady_until > now,
+        "missed_checks": hive.misses,
     })
 }
 
@@ -70,6 +75,15 @@ struct Removal {
     node_name: Option<String>,
     hive_id: Option<String>,
     leave_running: Option<bool>,
+}
+
+/// The body of `drain` and `resume`.
+#[derive(Deserialize)]
+struct Service {
+    node_name: Option<String>,
+    hive_id: Option<String>,
+    #[serde(default)]
+    stop: bool,
 }
 
 /// `POST …/add`.
@@ -153,6 +167,33 @@ where
         &name,
         removed.map(|()| format!("hive {name} is removed")),
     )
+}
+
+/// `POST …/drain`, `POST …/resume`.
+pub(super) async fn set_service<B>(
+    context: &Context<'_>,
+    body: B,
+    resumes: bool,
+) -> Result<Response<Body>>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let asked: Service = read::json(context, body).await?;
+    let name = given_name(&asked.node_name, &asked.hive_id);
+    if name.is_empty() {
+        return Err(missing("node_name"));
+    }
+    let id = HiveId::new(&name)?;
+    let message = match resumes {
+        true => context.orchestrator.resume_hive(&id).map(|()| "is resumed"),
+        false => context
+            .orchestrator
+            .drain_hive(&id, asked.stop)
+            .map(|()| "is drained"),
+    };
+    let message = message.map(|what| format!("hive {name} {what}"));
+    Ok(told(context, &name, message))
 }
 
 /// The name that answers repeat; of one that is too long for any hive, its beginning.

@@ -33,6 +33,8 @@ pub(super) enum Route {
     ListHives,
     AddHive,
     RemoveHive,
+    DrainHive,
+    ResumeHive,
     ListWorkers,
     WorkersHealth,
     SpawnWorker,
@@ -47,7 +49,7 @@ pub(super) enum Route {
 }
 
 /// Method, path, endpoint; in the order of the documentation.
-const TABLE: [(Method, &str, Route); 31] = [
+const TABLE: [(Method, &str, Route); 33] = [
     (Method::GET, "/health", Route::Health),
     (Method::POST, "/v2/tasks", Route::SubmitTask),
     (Method::GET, "/v2/tasks", Route::ListTasks),
@@ -70,6 +72,16 @@ const TABLE: [(Method, &str, Route); 31] = [
         Method::POST,
         "/v2/registry/beehives/remove",
         Route::RemoveHive,
+    ),
+    (
+        Method::POST,
+        "/v2/registry/beehives/drain",
+        Route::DrainHive,
+    ),
+    (
+        Method::POST,
+        "/v2/registry/beehives/resume",
+        Route::ResumeHive,
     ),
     (Method::GET, "/v2/workers/list", Route::ListWorkers),
     (Method::GET, "/v2/workers/health", Route::WorkersHealth),
@@ -184,6 +196,8 @@ impl Route {
             Route::ListHives => hives::list(context),
             Route::AddHive => return hives::add(context, body).await,
             Route::RemoveHive => return hives::remove(context, body).await,
+            Route::DrainHive => hives::set_service(context, body, false).await,
+            Route::ResumeHive => hives::set_service(context, body, true).await,
             Route::ListWorkers => Ok(workers::list(context)),
             Route::WorkersHealth => workers::health(context),
             Route::SpawnWorker => workers::spawn(context, body).await,

@@ -46,6 +46,8 @@ fn object(worker: &Worker) -> Value {
         "slots_available": worker.slots_free(),
         "vram_bytes": spec.vram_bytes,
         "last_used_at": worker.last_used_at,
+        "withheld": worker.withheld,
+        "adopted": worker.adopted,
     })
 }
 

@@ -161,7 +161,7 @@ impl Orchestrator {
         let attempt = async {
             loop {
                 let state = self.driver.decide(|brain, now, out| {
-                    let unknown = |hive: &&Hive| hive.capabilities().is_none();
+                    let unknown = |hive: &&Hive| hive.capabilities().is_none() && !hive.draining;
                     let unreported = brain.view(now).hives.get(&local).filter(unknown).is_some();
                     if unreported {
                         brain.request_hive_start(now, &local, out);

@@ -1,6 +1,9 @@
 //! One hive's task: carries out orders for it one after the other, and checks it in between, so
 //! that no report is older than the order before it.
 
+mod ended;
+mod orders;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +17,8 @@ use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
 
+use orders::{leave_or_check, next_leave};
+
 /// What is asked of a hive's task.
 #[derive(Debug)]
 pub(super) enum Order {
@@ -23,6 +28,8 @@ pub(super) enum Order {
     Look,
     /// Check it now.
     Check,
+    /// Stop it and go on serving it.
+    Stop,
     /// Ask it for a worker.
     Spawn {
         worker: Arc<WorkerSpec>,
@@ -96,13 +103,18 @@ impl HiveActor {
             let order = match later.pop_front() {
                 Some(order) => order,
                 None => {
-                    let wait = self.check_interval();
+                    let id = self.handle.id();
+                    let wait = self.driver.decide(|brain, _, _| brain.check_pause(id));
                     tokio::select! {
                         biased;
                         order = orders.recv() => order?,
                         () = tokio::time::sleep(wait), if self.watched => Order::Check,
                     }
                 }
+            };
+            let order = match order {
+                Order::Check => leave_or_check(orders, later),
+                order => order,
             };
             if let Order::Leave(leave) = order {
                 return Some(leave);
@@ -112,15 +124,6 @@ impl HiveActor {
                 leave = next_leave(orders, later) => return Some(leave),
                 () = self.carry_out(order) => {}
             }
-        }
-    }
-
-    fn check_interval(&self) -> Duration {
-        let hives = &self.driver.config.hives;
-        let id = self.handle.id();
-        match self.driver.look(|brain, _| brain.is_loading(Some(id))) {
-            true => hives.loading_interval,
-            false => hives.check_interval,
         }
     }
 
@@ -135,6 +138,7 @@ impl HiveActor {
                 Err(_) => self.watched = self.handle.process().is_some(),
             },
             Order::Check => self.check().await,
+            Order::Stop => self.stop().await,
             Order::Spawn {
                 worker,
                 devices,
@@ -176,18 +180,21 @@ impl HiveActor {
 
     async fn check(&mut self) {
         let hive = self.handle.id().clone();
-        for worker in self.unstopped.clone() {
-            self.stop_worker(worker).await;
-        }
-        let event = match self.ask().await {
+        let begun = self.driver.clock.now().mono;
+        let event = match self.ask_in_time().await {
             Ok(event) => event,
             Err(error) => {
                 tracing::debug!(%hive, %error, "a check was missed");
                 let gone = self.managed && !self.handle.is_running().await.unwrap_or(true);
+                let error = match gone {
+                    true => self.last_words(error).await,
+                    false => error,
+                };
                 Event::HiveMissed {
                     hive: hive.clone(),
                     error,
                     gone,
+                    begun,
                 }
             }
         };
@@ -196,6 +203,10 @@ impl HiveActor {
         if missed {
             // It may count as failed now, and someone may wait for its first report.
             self.driver.fleet_changes.send_modify(|count| *count += 1);
+            return;
+        }
+        for worker in self.unstopped.clone() {
+            self.stop_worker(worker).await;
         }
         let record = self.driver.look(|brain, now| {
             brain
@@ -207,6 +218,18 @@ impl HiveActor {
         if let Some((record, HiveStatus::Online)) = record {
             self.store_if_news(record).await;
         }
+    }
+
+    /// A check is not as patient as other calls.
+    async fn ask_in_time(&mut self) -> Result<Event> {
+        let limit = self.driver.config.timeouts.health;
+        let hive = self.handle.id().clone();
+        tokio::time::timeout(limit, self.ask())
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("hive {hive} did not answer its check within {limit:?}");
+                Err(Error::new(Code::HiveUnreachable, message))
+            })
     }
 
     async fn ask(&mut self) -> Result<Event> {
@@ -343,18 +366,6 @@ impl HiveActor {
         match self.driver.store.put_hive(record.clone()).await {
             Ok(()) => self.stored = Some((record, Instant::now())),
             Err(error) => tracing::warn!(%error, "the hive's record was not stored"),
-        }
-    }
-}
-
-/// Waits for the order to leave; the others are kept for later.
-async fn next_leave(orders: &mut UnboundedReceiver<Order>, later: &mut VecDeque<Order>) -> Leave {
-    loop {
-        match orders.recv().await {
-            Some(Order::Leave(leave)) => return leave,
-            Some(order) => later.push_back(order),
-            // Nobody can send one any more.
-            None => std::future::pending().await,
         }
     }
 }

@@ -162,6 +162,7 @@ impl Builder {
         driver.spawn(driver.clone().run_timer());
         driver.spawn(driver.clone().run_patience());
         driver.spawn(driver.clone().run_worker_checks());
+        driver.spawn(driver.clone().run_pulse());
         driver.spawn(driver.clone().run_purge());
         driver.decide(|brain, now, out| {
             brain.set_tenants(now, tenants.stored, &tenants.used_today, out);

@@ -10,7 +10,7 @@ use super::connector::Entry;
 use super::hive_actor::{HiveActor, Leave, Order};
 use crate::brain::Event;
 use crate::config::{OnShutdown, SshOptions};
-use crate::domain::{HiveId, HiveRecord, HiveSpec, host_and_port, is_loopback};
+use crate::domain::{HiveId, HiveRecord, HiveSpec, Now, host_and_port, is_loopback};
 use crate::error::{Error, Result};
 use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
 use crate::scheduler::Hive;
@@ -32,6 +32,12 @@ pub(super) struct HiveParts {
 }
 
 impl Orchestrator {
+    /// The time by which [`Hive`]s tell theirs.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.driver.clock.now()
+    }
+
     /// All hives, by name.
     #[must_use]
     pub fn hives(&self) -> Vec<Hive> {
@@ -182,6 +188,26 @@ impl Orchestrator {
         let (this, id) = (self.clone(), id.clone());
         self.to_its_end(async move { this.forget_hive(&id, !leave_running).await })
             .await
+    }
+
+    /// Gives a hive no new work; what runs there goes on to its end. With `stop` the hive is stopped
+    /// then. Holds until [`Orchestrator::resume_hive`] or the end of this process.
+    ///
+    /// # Errors
+    /// `HIVE_NOT_FOUND`; `INVALID_REQUEST` for a stop of a hive that someone else runs.
+    pub fn drain_hive(&self, id: &HiveId, stop: bool) -> Result<()> {
+        self.driver
+            .decide(|brain, now, out| brain.drain_hive(now, id, stop, out))
+    }
+
+    /// Gives a hive work again that was drained, came and went, or was given up; one that was given
+    /// up is started.
+    ///
+    /// # Errors
+    /// `HIVE_NOT_FOUND`.
+    pub fn resume_hive(&self, id: &HiveId) -> Result<()> {
+        self.driver
+            .decide(|brain, now, out| brain.resume_hive(now, id, out))
     }
 
     async fn forget_hive(&self, id: &HiveId, stop: bool) -> Result<()> {

@@ -120,6 +120,8 @@ struct State {
     started: Option<TaskEvent>,
     /// When that was dispatched.
     dispatched: Instant,
+    /// The same as a tick.
+    dispatched_tick: u32,
     /// How the job ended, as followers are told, if its worker said so.
     ending: Vec<TaskEvent>,
     waker: Option<Waker>,
@@ -169,6 +171,7 @@ impl Flow {
                 error: None,
                 started: None,
                 dispatched: Instant::now(),
+                dispatched_tick: since,
                 ending: Vec::new(),
                 waker: None,
                 awaiting: Awaiting::Worker,

@@ -1,7 +1,8 @@
-//! How long a flow may stand still.
+//! How long a flow may stand still. Time is counted in checks: while the queen herself stands still
+//! there are none, so what waits unread in a socket then is not held against its worker.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Awaiting, Flow, Stage, State};
 use crate::brain::Blame;
@@ -47,7 +48,9 @@ impl Flow {
     /// cancelled when its client has. To be called once after each tick.
     pub(crate) fn check_patience(&self, patience: &Patience) -> Option<Error> {
         let mut state = self.lock();
-        let idle = patience.period() * self.parts.ticks.now().wrapping_sub(state.since);
+        let ticks = self.parts.ticks.now();
+        let since = |tick: u32| patience.period() * ticks.wrapping_sub(tick);
+        let idle = since(state.since);
         match state.awaiting {
             _ if matches!(state.stage, Stage::Over) => None,
             Awaiting::Client => (idle > patience.client_stall).then(|| {
@@ -55,7 +58,8 @@ impl Flow {
                 Error::new(Code::Cancelled, message)
             }),
             Awaiting::Worker => {
-                if let Some(error) = state.is_too_slow(idle, patience) {
+                let took = since(state.dispatched_tick);
+                if let Some(error) = state.is_too_slow(idle, took, patience) {
                     state.give_back(&Outcome::Failed(error), Blame::Worker);
                 }
                 None
@@ -66,7 +70,7 @@ impl Flow {
 
 impl State {
     /// Why its worker has had enough time, if it has.
-    fn is_too_slow(&self, idle: Duration, patience: &Patience) -> Option<Error> {
+    fn is_too_slow(&self, idle: Duration, took: Duration, patience: &Patience) -> Option<Error> {
         let begun = match &self.stage {
             Stage::Streaming(stream) => stream.has_begun(),
             Stage::Opening { .. } => false,
@@ -75,7 +79,6 @@ impl State {
             }
         };
         let timeout = |message| Some(Error::new(Code::Timeout, message));
-        let took = Instant::now().saturating_duration_since(self.dispatched);
         match patience.first_token {
             Some(first) if !begun && took > first => timeout(format!(
                 "the worker sent no token within {} s (timeouts.first_token)",

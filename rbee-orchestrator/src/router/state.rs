@@ -98,6 +98,7 @@ impl State {
         }
         self.started = Some(started.clone());
         self.dispatched = Instant::now();
+        self.dispatched_tick = flow.parts.ticks.now();
         killpoint::pass("dispatched");
         let opening = Box::pin(open(flow.pool.clone(), worker, flow.call.clone()));
         self.stage = Stage::Opening { lease, opening };

@@ -50,7 +50,13 @@ fn place_worker(
                 .as_ref()
                 .is_none_or(|id| id == hive.id())
         })
+        .filter(|hive| !hive.draining)
         .collect();
+    if allowed.is_empty()
+        && let Some(error) = drained(request, view)
+    {
+        return Placement::Reject(error);
+    }
 
     let with_model = || {
         allowed
@@ -58,7 +64,7 @@ fn place_worker(
             .copied()
             .filter(|hive| hive.model(request.model).is_some())
     };
-    let online = with_model().filter(|hive| hive.status == HiveStatus::Online);
+    let online = with_model().filter(|hive| view.can_spawn(hive));
     if let Some((hive, device)) = roomiest(request, view, online, mindful) {
         return Placement::Spawn {
             hive: hive.id().clone(),
@@ -80,6 +86,9 @@ fn place_worker(
     }
     if let Some(hive) = unreported().find(|hive| view.can_start(hive)) {
         return Placement::StartHive(hive.id().clone());
+    }
+    if with_model().any(|hive| view.is_unsteady(hive)) {
+        return Placement::Wait;
     }
     Placement::Reject(why_not(request, view, &allowed, mindful))
 }
@@ -169,7 +178,12 @@ fn why_not(
     let Some(first) = with_model().next() else {
         let unknown = allowed.iter().find(|hive| hive.capabilities().is_none());
         let broken = unknown.and_then(|hive| unreachable(hive, view));
-        return broken.unwrap_or_else(|| not_found(request.model, view));
+        let mut all = view.hives.values();
+        let elsewhere = all.any(|hive| hive.draining && hive.model(request.model).is_some());
+        let drained = || drained(request, view).filter(|_| elsewhere);
+        return broken
+            .or_else(drained)
+            .unwrap_or_else(|| not_found(request.model, view));
     };
     let mut suitable = with_model().filter(|hive| devices(request, hive).next().is_some());
     if suitable.clone().next().is_none() {
@@ -194,6 +208,18 @@ fn just_failed<'a>(
     })?;
     let after = load.until.since(view.now);
     Some(load.error.clone().retry_after(after))
+}
+
+/// An error if every hive that the request allows is being drained.
+fn drained(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Error> {
+    let only = request.constraints.hive.as_ref();
+    let mut hives = view.hives.values();
+    let hive = hives.find(|hive| hive.draining && only.is_none_or(|only| only == hive.id()))?;
+    let message = format!(
+        "hive {} is drained and takes no new work (POST /v2/registry/beehives/resume ends that)",
+        hive.id()
+    );
+    Some(Error::new(Code::NoCapacity, message))
 }
 
 /// Why a hive can't be asked, unless it can.

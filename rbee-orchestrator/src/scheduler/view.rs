@@ -89,6 +89,12 @@ pub struct Hive {
     pub full_devices: Vec<(u32, Mono)>,
     /// Loads that failed not long ago, and are not to be tried again yet.
     pub failed_loads: Vec<FailedLoad>,
+    /// Whether it is to get no new work until it is resumed.
+    pub draining: bool,
+    /// Whether it ended so often that it is not started again until a person says so.
+    pub gave_up: bool,
+    /// Until when it gets no new workers, since it was lost again and again.
+    pub unsteady_until: Mono,
 }
 
 /// A load that failed.
@@ -117,6 +123,9 @@ impl Hive {
             unreached_until: Mono::default(),
             full_devices: Vec::new(),
             failed_loads: Vec::new(),
+            draining: false,
+            gave_up: false,
+            unsteady_until: Mono::default(),
         }
     }
 
@@ -221,10 +230,23 @@ impl<'a> ClusterView<'a> {
         !hive.is_full(device.index, self.now) && self.free_bytes(hive.id(), device) >= bytes
     }
 
-    /// Whether the hive may be started: ours to start, not online, not just failed.
+    /// Whether the hive may be started: ours to start, not online, not just failed, not given up.
     #[must_use]
     pub fn can_start(&self, hive: &Hive) -> bool {
         let stopped = matches!(hive.status, HiveStatus::Offline | HiveStatus::Error);
-        stopped && hive.retry_at <= self.now
+        stopped && hive.retry_at <= self.now && !hive.draining && !hive.gave_up
+    }
+
+    /// Whether the hive may be asked for a new worker: it answers, is not drained, and was not lost
+    /// again and again just now.
+    #[must_use]
+    pub fn can_spawn(&self, hive: &Hive) -> bool {
+        hive.status == HiveStatus::Online && !hive.draining && !self.is_unsteady(hive)
+    }
+
+    /// Whether the hive answers, but must do so for some time before it gets new workers.
+    #[must_use]
+    pub fn is_unsteady(&self, hive: &Hive) -> bool {
+        hive.status == HiveStatus::Online && hive.unsteady_until > self.now
     }
 }

@@ -111,6 +111,9 @@ fn the_workers_of_a_lost_hive_are_asked_and_those_that_answer_stay() {
     world.check(&ids[1], false);
     assert!(world.has_worker(&ids[0]) && !world.has_worker(&ids[1]));
     let job = world.submit(SMOL);
+    assert_eq!(world.runs_on(job), None, "it gets no new work meanwhile");
+    let listed = vec![seen("a", &ids[0], SMOL, SeenState::Ready)];
+    world.list("a", listed);
     assert_eq!(world.runs_on(job), Some(ids[0].clone()));
 }
 

@@ -8,6 +8,7 @@
 mod dice;
 mod fairness;
 mod fleet;
+mod health;
 mod loading;
 mod minutes;
 mod odd_schedulers;
@@ -17,6 +18,7 @@ mod pressure;
 mod queue;
 mod random;
 mod requests;
+mod restarts;
 mod retry;
 mod spared;
 mod tenants;

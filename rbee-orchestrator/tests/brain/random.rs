@@ -85,6 +85,9 @@ fn world(seed: u64) -> World {
     };
     let mut world = World::with(config(seed), scheduler, Vec::new());
     world.register(spec("a"));
+    if seed % 10 == 7 {
+        world.wake_up();
+    }
     world
 }
 
@@ -116,6 +119,9 @@ impl Run {
     }
 
     fn step(&mut self, seed: u64) {
+        // A call that is held for a spawn may change a worker that just took work, when the last
+        // spawn in flight is forgotten.
+        let no_call_is_held = self.spawning.is_empty();
         match self.dice.below(26) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
@@ -126,13 +132,29 @@ impl Run {
                 return self.check(false);
             }
             13..=14 => return self.hive_lists(),
-            15 => self.hive_start_or_miss(),
-            16..=17 => self.worker_event(),
+            15 => {
+                self.hive_start_or_miss();
+                return self.check(no_call_is_held);
+            }
+            16..=17 => {
+                self.worker_event();
+                return self.check(no_call_is_held);
+            }
             18..=19 => self.worker_calls(),
-            20 => self.administrate(),
-            21..=22 => self.pass(),
+            20 => {
+                self.administrate();
+                return self.check(no_call_is_held);
+            }
+            21..=22 => {
+                self.pass();
+                return self.check(no_call_is_held);
+            }
             23..=24 => self.confirm_or_withdraw(),
             _ if self.dice.one_in(12) => self.restart(seed),
+            _ if self.world.awake && self.dice.one_in(2) => {
+                self.stand_still();
+                return self.check(false);
+            }
             _ => self.turn_the_wall_clock(),
         }
         self.check(true);
@@ -212,6 +234,10 @@ impl Run {
         match kind {
             0 => self.world.started(name, Err(failed("no binary"))),
             1 => self.world.started(name, Ok(())),
+            2 if self.dice.one_in(3) => {
+                self.world.is_ours(name);
+                self.world.hive_stopped(name, Ok(()));
+            }
             _ => self.world.miss(name, kind == 2),
         }
     }
@@ -227,6 +253,7 @@ impl Run {
             _ => Event::WorkerChecked {
                 worker,
                 answers: !self.dice.one_in(3),
+                begun: self.world.now.mono,
             },
         };
         self.tell(event);
@@ -250,7 +277,7 @@ impl Run {
     fn administrate(&mut self) {
         let name = HIVES[self.dice.below(3)];
         let id = self.any_worker();
-        let kind = self.dice.below(10);
+        let kind = self.dice.below(12);
         let force = self.dice.one_in(2);
         let constraints = self.constraints();
         self.say(format!(
@@ -276,6 +303,8 @@ impl Run {
             }
             6 if self.dice.one_in(10) => world.brain.drain(now, out),
             7 => self.set_tenants(),
+            8 => drop(world.brain.drain_hive(now, &hive(name), force, out)),
+            9 => drop(world.brain.resume_hive(now, &hive(name), out)),
             _ => drop(world.brain.shutdown_worker(now, &id, force, out)),
         }
     }
@@ -296,6 +325,14 @@ impl Run {
             self.check(false);
         }
         self.world.pass(end.since(self.world.now.mono));
+    }
+
+    /// The queen stands still, in runs in which she would notice it.
+    fn stand_still(&mut self) {
+        let time = Duration::from_millis(self.dice.below(20_000) as u64);
+        self.say(format!("the queen stands still for {time:?}"));
+        self.world.stand_still(time);
+        self.tell(Event::Tick);
     }
 
     fn turn_the_wall_clock(&mut self) {

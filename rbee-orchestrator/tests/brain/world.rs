@@ -7,11 +7,11 @@ use rbee_orchestrator::brain::{
 };
 use rbee_orchestrator::config::Config;
 use rbee_orchestrator::domain::{
-    Capabilities, Constraints, Device, HiveRecord, HiveSpec, JobId, JobKind, Mono, Now, Outcome,
-    Priority, TenantId, UnixMillis, WorkerId,
+    Capabilities, Constraints, Device, HiveProcess, HiveRecord, HiveSpec, JobId, JobKind, Mono,
+    Now, Outcome, Priority, TenantId, UnixMillis, WorkerId,
 };
 use rbee_orchestrator::error::{Code, Error, Result};
-use rbee_orchestrator::scheduler::{LeastLoaded, Scheduler};
+use rbee_orchestrator::scheduler::{Hive, LeastLoaded, Scheduler};
 use uuid::Uuid;
 
 use crate::parts::{SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
@@ -23,6 +23,8 @@ pub(crate) struct World {
     pub(crate) brain: Brain,
     pub(crate) now: Now,
     pub(crate) actions: Vec<Action>,
+    /// Whether the shell says that it is awake.
+    pub(crate) awake: bool,
     jobs: u128,
     life: u32,
 }
@@ -50,6 +52,7 @@ impl World {
                 wall: UnixMillis(1_700_000_000_000),
             },
             actions: Vec::new(),
+            awake: false,
             jobs: 0,
             life: 0,
         }
@@ -101,12 +104,33 @@ impl World {
     pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.now.mono + time;
         while let Some(due) = self.brain.next_due().filter(|due| *due <= end) {
+            self.stay_awake(due);
             self.step(due.since(self.now.mono));
             self.tell(Event::Tick);
             assert!(self.brain.next_due().is_none_or(|next| next > due));
         }
+        self.stay_awake(end);
         self.step(end.since(self.now.mono));
         self.tell(Event::Tick);
+    }
+
+    /// The shell's pulses up to a time, rarer than they are, and never so rare as to be missed.
+    fn stay_awake(&mut self, until: Mono) {
+        while self.awake && until.since(self.now.mono) > secs(2) {
+            self.step(secs(2));
+            self.tell(Event::Pulse);
+        }
+    }
+
+    /// The shell begins to say that it is awake.
+    pub(crate) fn wake_up(&mut self) {
+        self.awake = true;
+        self.tell(Event::Pulse);
+    }
+
+    /// Nothing of the queen runs for a while: no event is taken in.
+    pub(crate) fn stand_still(&mut self, time: Duration) {
+        self.step(time);
     }
 
     fn step(&mut self, time: Duration) {
@@ -150,7 +174,50 @@ impl World {
             hive: hive(name),
             error: Error::new(Code::HiveUnreachable, "connection refused"),
             gone,
+            begun: self.now.mono,
         });
+    }
+
+    /// A check that began a while ago was missed.
+    pub(crate) fn miss_late(&mut self, name: &str, ago: Duration) {
+        let begun = Mono(self.now.mono.0 - ago);
+        self.tell(Event::HiveMissed {
+            hive: hive(name),
+            error: Error::new(Code::HiveUnreachable, "no answer"),
+            gone: false,
+            begun,
+        });
+    }
+
+    /// A check of a worker that began a while ago was missed.
+    pub(crate) fn check_late(&mut self, id: &WorkerId, ago: Duration) {
+        self.tell(Event::WorkerChecked {
+            worker: id.clone(),
+            answers: false,
+            begun: Mono(self.now.mono.0 - ago),
+        });
+    }
+
+    pub(crate) fn hive_stopped(&mut self, name: &str, result: Result<()>) {
+        self.tell(Event::HiveStopped {
+            hive: hive(name),
+            result,
+        });
+    }
+
+    /// A hive is remembered as one that the queen started.
+    pub(crate) fn is_ours(&mut self, name: &str) {
+        let process = HiveProcess {
+            port: 9200,
+            pid: Some(1),
+            pid_start_time: None,
+            started_by_queen: true,
+        };
+        self.brain.set_hive_process(&hive(name), Some(process));
+    }
+
+    pub(crate) fn known(&self, name: &str) -> Hive {
+        self.brain.view(self.now).hives[&hive(name)].clone()
     }
 
     pub(crate) fn started(&mut self, name: &str, result: Result<()>) {
@@ -199,6 +266,7 @@ impl World {
         self.tell(Event::WorkerChecked {
             worker: id.clone(),
             answers,
+            begun: self.now.mono,
         });
     }
 

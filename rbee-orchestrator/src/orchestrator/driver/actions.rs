@@ -108,6 +108,7 @@ impl Driver {
                 }
             }
             Action::StartHive { hive } => self.order(&hive, Order::Start),
+            Action::StopHive { hive } => self.order(&hive, Order::Stop),
             Action::Spawn {
                 hive,
                 worker,
@@ -178,22 +179,24 @@ impl Driver {
                 if !driver.checking().insert(worker.id.clone()) {
                     return None;
                 }
+                let begun = driver.clock.now().mono;
                 let answers = driver
                     .pool
                     .is_healthy(&worker, driver.config.timeouts.health)
                     .await;
                 driver.checking().remove(&worker.id);
-                Some(answers)
+                Some((answers, begun))
             };
-            let answers = tokio::select! {
-                answers = check => answers,
+            let checked = tokio::select! {
+                checked = check => checked,
                 () = driver.stop.cancelled() => None,
             };
-            if let Some(answers) = answers {
+            if let Some((answers, begun)) = checked {
                 tracing::debug!(worker = %worker.id, answers, "checked a worker");
                 driver.feed(Event::WorkerChecked {
                     worker: worker.id.clone(),
                     answers,
+                    begun,
                 });
             }
         });

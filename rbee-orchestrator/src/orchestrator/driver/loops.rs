@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Driver, as_ms};
-use crate::brain::Event;
+use crate::brain::{Event, PULSE};
 use crate::domain::WorkerSpec;
 use crate::router::{Flow, Patience};
 
@@ -34,6 +34,17 @@ impl Driver {
             tokio::select! {
                 () = tokio::time::sleep(wait) => self.feed(Event::Tick),
                 () = self.timer.notified() => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Lets the brain know that the queen is awake.
+    pub(in crate::orchestrator) async fn run_pulse(self: Arc<Self>) {
+        loop {
+            self.feed(Event::Pulse);
+            tokio::select! {
+                () = tokio::time::sleep(PULSE) => {}
                 () = self.stop.cancelled() => return,
             }
         }

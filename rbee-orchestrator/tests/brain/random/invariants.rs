@@ -144,6 +144,7 @@ impl Run {
             self.tell(Event::WorkerChecked {
                 worker,
                 answers: true,
+                begun: self.world.now.mono,
             });
         }
         self.check(true);

@@ -44,6 +44,22 @@ impl World {
         self.actions.iter().filter_map(start).collect()
     }
 
+    pub(crate) fn stopped_hives(&self) -> Vec<HiveId> {
+        let stop = |action: &Action| match action {
+            Action::StopHive { hive } => Some(hive.clone()),
+            _ => None,
+        };
+        self.actions.iter().filter_map(stop).collect()
+    }
+
+    pub(crate) fn hive_checks(&self) -> Vec<HiveId> {
+        let check = |action: &Action| match action {
+            Action::CheckHive { hive } => Some(hive.clone()),
+            _ => None,
+        };
+        self.actions.iter().filter_map(check).collect()
+    }
+
     pub(crate) fn stops(&self) -> Vec<WorkerId> {
         let stop = |action: &Action| match action {
             Action::StopWorker { worker, .. } => Some(worker.clone()),

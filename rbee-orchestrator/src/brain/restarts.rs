@@ -1,0 +1,163 @@
+//! Hives that end by themselves: started again after a pause that doubles, given up when that does
+//! not help.
+
+use std::time::Duration;
+
+use crate::domain::{HiveId, Mono, Now};
+use crate::error::{Code, Error};
+
+use super::Brain;
+use super::event::Action;
+use super::job::Due;
+use super::jobs::humantime;
+
+/// Between two checks of a hive that missed one after an attempt on one of its workers broke off:
+/// whether it is lost is known within a second then.
+const IN_DOUBT: Duration = Duration::from_millis(250);
+
+/// What the brain keeps of a hive beside what schedulers see.
+#[derive(Debug, Default)]
+pub(super) struct HiveNotes {
+    /// Whether it was seen running, and has not ended since as far as is known.
+    pub(super) runs: bool,
+    /// When it ended by itself, or could not be started after that, not long ago.
+    ends: Vec<Mono>,
+    /// When it is started again.
+    restart_due: Option<Mono>,
+    /// Whether an attempt broke off on one of its workers, and it has not answered since.
+    pub(super) in_doubt: bool,
+    /// Whether it is stopped when its last job has ended.
+    pub(super) stops_when_idle: bool,
+    /// When it was lost without having ended, not long ago.
+    pub(super) losses: Vec<Mono>,
+    /// When it has been steady for long enough.
+    pub(super) steady_due: Option<Mono>,
+}
+
+impl Brain {
+    /// How long until the next check of a hive: jittered, so that many are not checked at once.
+    pub fn check_pause(&mut self, id: &HiveId) -> Duration {
+        let config = &self.config.hives;
+        let interval = config.check_interval;
+        let missed = self.hives.get(id).is_some_and(|hive| hive.misses > 0);
+        let in_doubt = self.hive_notes.get(id).is_some_and(|notes| notes.in_doubt);
+        if missed && in_doubt {
+            return interval.min(IN_DOUBT);
+        }
+        if self.is_loading(Some(id)) {
+            return config.loading_interval;
+        }
+        interval.mul_f64(0.9) + self.chance.up_to(interval.mul_f64(0.2))
+    }
+
+    /// A hive's process has ended. One that the queen started is started again; who needs it does
+    /// not wait for that the first time.
+    pub(super) fn hive_ended(&mut self, now: Now, id: &HiveId) {
+        let notes = self.hive_notes.entry(id.clone()).or_default();
+        if std::mem::take(&mut notes.runs) {
+            self.plan_restart(now, id);
+        }
+    }
+
+    /// A start failed. If it was to bring a hive back that had ended, that is tried again.
+    pub(super) fn restart_failed(&mut self, now: Now, id: &HiveId) {
+        let window = self.config.hives.restart_window;
+        let ended = |end: &Mono| now.mono.since(*end) < window;
+        let notes = self.hive_notes.get(id);
+        if notes.is_some_and(|notes| notes.ends.iter().any(ended)) {
+            self.plan_restart(now, id);
+        }
+    }
+
+    fn plan_restart(&mut self, now: Now, id: &HiveId) {
+        let config = &self.config.hives;
+        let (Some(hive), Some(notes)) = (self.hives.get_mut(id), self.hive_notes.get_mut(id))
+        else {
+            return;
+        };
+        let process = hive.record.process.as_ref();
+        let ours = process.is_some_and(|process| process.started_by_queen);
+        let wanted = hive.record.spec.is_managed() && ours && !hive.draining && !self.draining;
+        if !wanted || config.restart_limit == 0 || hive.gave_up {
+            return;
+        }
+        let is_recent = |end: &Mono| now.mono.since(*end) < config.restart_window;
+        notes.ends.retain(is_recent);
+        let before = u32::try_from(notes.ends.len()).unwrap_or(u32::MAX);
+        if before >= config.restart_limit {
+            return self.give_up(id, before);
+        }
+        notes.ends.push(now.mono);
+        let longest = config.restart_first.saturating_mul(1 << before.min(31));
+        let due = now.mono + self.chance.up_to(longest.min(config.restart_max));
+        if before > 0 {
+            hive.retry_at = hive.retry_at.max(due);
+        }
+        let old = notes.restart_due.replace(due);
+        old.map(|old| self.due.remove(&(old, Due::Restart(id.clone()))));
+        self.schedule(due, Due::Restart(id.clone()));
+    }
+
+    fn give_up(&mut self, id: &HiveId, starts: u32) {
+        let Some(hive) = self.hives.get_mut(id) else {
+            return;
+        };
+        let within = humantime(self.config.hives.restart_window);
+        let why = hive.last_error.as_ref();
+        let why = why.map_or("it ended", |error| error.message.as_str());
+        let times = match starts {
+            1 => "1 start".to_owned(),
+            starts => format!("{starts} starts"),
+        };
+        let message = format!(
+            "gave up after {times} within {within}: {why}; when that is mended, POST \
+             /v2/registry/beehives/resume or register it again"
+        );
+        hive.last_error = Some(Error::new(Code::HiveUnreachable, message));
+        hive.gave_up = true;
+        self.counters.hives_given_up += 1;
+    }
+
+    /// The pause before a start is over.
+    pub(super) fn restart(&mut self, now: Now, id: &HiveId, out: &mut Vec<Action>) {
+        // What held back those who need it does not hold back this.
+        if let Some(hive) = self.hives.get_mut(id) {
+            hive.retry_at = now.mono;
+        }
+        if !self.draining {
+            self.request_hive_start(now, id, out);
+        }
+        self.cancel_restart(id);
+    }
+
+    /// A start begins; says whether it was planned because the hive had ended.
+    pub(super) fn cancel_restart(&mut self, id: &HiveId) -> bool {
+        let notes = self.hive_notes.get_mut(id);
+        let due = notes.and_then(|notes| notes.restart_due.take());
+        if let Some(due) = due {
+            self.due.remove(&(due, Due::Restart(id.clone())));
+        }
+        due.is_some()
+    }
+
+    /// A person wants the hive: what it did before does not count any more. Says whether it had
+    /// been given up.
+    pub(super) fn forgive(&mut self, id: &HiveId) -> bool {
+        self.end_probation(id);
+        let notes = self.hive_notes.entry(id.clone()).or_default();
+        notes.ends.clear();
+        notes.losses.clear();
+        let Some(hive) = self.hives.get_mut(id) else {
+            return false;
+        };
+        hive.retry_at = Mono::default();
+        std::mem::take(&mut hive.gave_up)
+    }
+
+    /// Forgets what was kept of a hive.
+    pub(super) fn forget_hive_notes(&mut self, id: &HiveId) {
+        self.cancel_restart(id);
+        self.end_probation(id);
+        self.hive_notes.remove(id);
+    }
+}
