@@ -127,6 +127,8 @@ impl Brain {
         hive.record.last_seen = Some(now.wall);
         hive.full_devices.retain(|(_, until)| *until > now.mono);
         hive.failed_loads.retain(|load| load.until > now.mono);
+        hive.failed_fetches.retain(|fetch| fetch.until > now.mono);
+        hive.tells_models = capabilities.is_some();
         let mut news = !was_online;
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;

@@ -17,6 +17,7 @@ mod limiter;
 mod names;
 mod places;
 mod placing;
+mod provisioning;
 mod queue;
 mod quota;
 mod rates;
@@ -184,6 +185,19 @@ impl Brain {
             Event::HiveMissed { hive, error, gone } => {
                 self.hive_missed(now, &hive, error, gone, out);
             }
+            Event::FetchProgress {
+                hive,
+                model,
+                bytes_downloaded,
+                bytes_total,
+            } => {
+                self.fetch_progress(now, &hive, &model, (bytes_downloaded, bytes_total), out);
+            }
+            Event::Fetched {
+                hive,
+                model,
+                result,
+            } => self.fetched(now, &hive, &model, result, out),
             Event::SpawnAnswered { worker, result } => {
                 self.spawn_answered(now, &worker, result, out);
             }
@@ -213,6 +227,7 @@ impl Brain {
         ClusterView {
             workers: &self.workers,
             hives: &self.hives,
+            auto_download: self.config.hives.auto_download,
             now: now.mono,
         }
     }

@@ -102,6 +102,7 @@ impl Brain {
             vram_bytes: on_disk.and_then(|model| model.vram_bytes).unwrap_or(0),
         });
         out.push(Action::Spawn {
+            model_path: on_disk.and_then(|model| model.local_path.clone()),
             hive: place.hive,
             worker: worker.spec.clone(),
             devices: place.devices,

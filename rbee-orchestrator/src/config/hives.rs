@@ -37,6 +37,8 @@ pub struct HivesConfig {
     /// device that had no room, how long it is left out.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
+    /// Whether a request for a model that no hive has makes a hive fetch it.
+    pub auto_download: bool,
     /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
     pub worker_slots: Option<u32>,
 }
@@ -53,6 +55,7 @@ impl Default for HivesConfig {
             loading_interval: Duration::from_millis(500),
             offline_after: 3,
             retry_after: Duration::from_secs(15),
+            auto_download: true,
             worker_slots: None,
         }
     }

@@ -203,4 +203,7 @@ pub struct HiveModel {
     /// Memory it needs when loaded, in bytes, if the hive can tell.
     #[serde(default)]
     pub vram_bytes: Option<u64>,
+    /// Its file on the hive's machine, for a hive that must be told with each spawn: older ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_path: Option<String>,
 }

@@ -13,8 +13,8 @@ use crate::error::{Code, Error, Result};
 /// What a hive answered to a download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DownloadAnswer {
-    /// It has the model.
-    Cached,
+    /// It has the model, in this file if it says so.
+    Cached(Option<String>),
     /// It fetches it; the progress can be followed by this id.
     Started(String),
 }
@@ -82,7 +82,7 @@ fn is_of_downloads(code: Code) -> bool {
 fn read_download(body: &Value) -> Option<DownloadAnswer> {
     let id = text(body, &["download_id", "id"])?;
     Some(match id.as_str() {
-        "cached" => DownloadAnswer::Cached,
+        "cached" => DownloadAnswer::Cached(text(body, &["local_path"])),
         _ => DownloadAnswer::Started(id),
     })
 }

@@ -36,7 +36,10 @@ pub enum Progress {
         speed_mbps: f64,
     },
     /// The hive has it.
-    Complete,
+    Complete {
+        /// The file on its machine, where the hive tells it.
+        local_path: Option<String>,
+    },
     /// It did not come.
     Failed(Error),
 }
@@ -45,7 +48,7 @@ impl Progress {
     /// Whether nothing comes after it.
     #[must_use]
     pub fn is_last(&self) -> bool {
-        matches!(self, Progress::Complete | Progress::Failed(_))
+        matches!(self, Progress::Complete { .. } | Progress::Failed(_))
     }
 
     fn bytes(&self) -> (u64, u64) {
@@ -136,9 +139,9 @@ impl Provisioner {
             let model = running.key.1.clone();
             let config = &running.provisioner.config;
             let last = match fetch(&client, &model, config, &progress).await {
-                Ok(()) => {
+                Ok(local_path) => {
                     report.await;
-                    Progress::Complete
+                    Progress::Complete { local_path }
                 }
                 Err(error) => {
                     tracing::warn!(hive = %client.hive(), %model, %error, "a download failed");
@@ -187,12 +190,12 @@ async fn fetch(
     model: &ModelRef,
     config: &Config,
     progress: &watch::Sender<Progress>,
-) -> Result<()> {
+) -> Result<Option<String>> {
     let mut breaks = 0;
     loop {
         let before = progress.borrow().bytes().0;
         let error = match attempt(client, model, config, progress).await {
-            Ok(()) => return Ok(()),
+            Ok(local_path) => return Ok(local_path),
             Err(Stopped::ForGood(error)) => return Err(error),
             Err(Stopped::Broken(error)) => error,
         };
@@ -230,9 +233,9 @@ async fn attempt(
     model: &ModelRef,
     config: &Config,
     progress: &watch::Sender<Progress>,
-) -> Result<(), Stopped> {
+) -> Result<Option<String>, Stopped> {
     let id = match client.download(model).await? {
-        DownloadAnswer::Cached => return Ok(()),
+        DownloadAnswer::Cached(local_path) => return Ok(local_path),
         DownloadAnswer::Started(id) => id,
     };
     let id: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
@@ -255,7 +258,7 @@ async fn follow(
     events: &mut HiveEvents,
     config: &Config,
     progress: &watch::Sender<Progress>,
-) -> Result<(), Stopped> {
+) -> Result<Option<String>, Stopped> {
     let mut moved = Instant::now();
     loop {
         let (have, total) = progress.borrow().bytes();
@@ -275,7 +278,7 @@ async fn follow(
         let data = data.unwrap_or_else(|| Err(broken()))?;
         let event: Value = serde_json::from_slice(&data).unwrap_or_default();
         match text(&event, &["stage"]).as_deref() {
-            Some("complete") => return Ok(()),
+            Some("complete") => return Ok(text(&event, &["local_path"])),
             Some("error") => return Err(Stopped::ForGood(failure(client, &event))),
             Some("downloading") => {
                 let now = Progress::Downloading {

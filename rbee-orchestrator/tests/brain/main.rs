@@ -14,6 +14,7 @@ mod odd_schedulers;
 mod parts;
 mod placement;
 mod pressure;
+mod provisioning;
 mod queue;
 mod random;
 mod requests;

@@ -11,18 +11,31 @@ use std::time::Duration;
 use rbee_orchestrator::brain::{Event, JobRequest, SeenState, SpawnOrder};
 use rbee_orchestrator::config::{Capacity, Config, QuotaPolicy, WhenFull};
 use rbee_orchestrator::domain::{
-    Attempt, JobId, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
+    Attempt, HiveId, JobId, ModelRef, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
 };
 use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
 
 use crate::dice::{Dice, HIVES, Nonsense};
-use crate::parts::{BIG, SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
+use crate::parts::{
+    BIG, SMOL, call, device, failed, hive, model, on_disk, report, secs, seen, spec, worker,
+};
 use crate::world::World;
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 400;
-const MODELS: [&str; 6] = ["smol", "tiny", SMOL, BIG, "nonsense", "hf:nonsense"];
+const MODELS: [&str; 9] = [
+    "smol",
+    "tiny",
+    SMOL,
+    BIG,
+    "nonsense",
+    "hf:nonsense",
+    "org/repo",
+    REPO,
+    "hf:org/other",
+];
+const REPO: &str = "hf:org/repo";
 
 /// A lease that is out: the router has it.
 type Lease = (JobId, Attempt, WorkerId);
@@ -43,6 +56,8 @@ struct Run {
     /// Ids that were ever seen, to be named again at the wrong time.
     workers: Vec<WorkerId>,
     spawning: Vec<WorkerId>,
+    /// Fetches that hives were asked for, and that have not ended.
+    fetching: Vec<(HiveId, ModelRef)>,
 }
 
 fn config(seed: u64) -> Config {
@@ -103,6 +118,7 @@ impl Run {
             returned: Vec::new(),
             workers: vec![worker("x-0"), worker("x-1"), worker("x-2")],
             spawning: Vec::new(),
+            fetching: Vec::new(),
         }
     }
 
@@ -116,7 +132,7 @@ impl Run {
     }
 
     fn step(&mut self, seed: u64) {
-        match self.dice.below(26) {
+        match self.dice.below(28) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
             10 => self.cancel(),
@@ -132,6 +148,7 @@ impl Run {
             20 => self.administrate(),
             21..=22 => self.pass(),
             23..=24 => self.confirm_or_withdraw(),
+            25..=26 => self.fetch_event(),
             _ if self.dice.one_in(12) => self.restart(seed),
             _ => self.turn_the_wall_clock(),
         }
@@ -199,10 +216,57 @@ impl Run {
                 let free = |dice: &mut Dice| dice.below(12) as u64;
                 let devices = [0, 1].map(|at| device(at, "cpu", free(&mut self.dice)));
                 let some = self.dice.below(3);
-                self.world.report(name, report(&devices[..some]), listed);
+                let mut report = report(&devices[..some]);
+                if self.dice.one_in(3) {
+                    let aliases = [REPO, "org/repo"];
+                    report
+                        .models
+                        .push(on_disk("hf:org/repo/m.gguf", &aliases, 1));
+                }
+                self.world.report(name, report, listed);
             }
         }
         self.check(in_order);
+    }
+
+    /// A fetch comes on or ends, or one is told of that nobody asked for.
+    fn fetch_event(&mut self) {
+        let (on, model) = match self.dice.pick(&self.fetching) {
+            Some(fetch) if !self.dice.one_in(6) => fetch,
+            _ => (hive(HIVES[self.dice.below(3)]), model(REPO)),
+        };
+        let bytes = self.dice.below(1000) as u64;
+        let event = match self.dice.below(7) {
+            0 => {
+                self.say(format!("{on} is ordered to fetch {model}"));
+                return self.world.brain.expect_fetch(&on, &model);
+            }
+            1..=3 => Event::FetchProgress {
+                hive: on,
+                model,
+                bytes_downloaded: bytes,
+                bytes_total: self.dice.below(2) as u64 * 1000,
+            },
+            kind => {
+                self.fetching
+                    .retain(|fetch| *fetch != (on.clone(), model.clone()));
+                let code = self.dice.pick(&[
+                    Code::InsufficientDisk,
+                    Code::ModelNotFound,
+                    Code::DownloadFailed,
+                ]);
+                let result = match kind {
+                    4 => Ok(self.dice.one_in(2).then(|| "/m.gguf".into())),
+                    _ => Err(Error::new(code.unwrap(), "no")),
+                };
+                Event::Fetched {
+                    hive: on,
+                    model,
+                    result,
+                }
+            }
+        };
+        self.tell(event);
     }
 
     fn hive_start_or_miss(&mut self) {

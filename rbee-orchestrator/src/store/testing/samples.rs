@@ -161,6 +161,7 @@ fn capabilities() -> Capabilities {
             aliases: vec!["a".into()],
             size_bytes: 7,
             vram_bytes: Some(8),
+            local_path: Some("/m/a.gguf".into()),
         }],
         disk_free_bytes: Some(9),
     }
