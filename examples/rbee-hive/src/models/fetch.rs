@@ -280,7 +280,16 @@ fn sha256(path: &Path, meter: &mut Meter) -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+fn disk_full(what: &str) -> ApiError {
+    let status = StatusCode::INSUFFICIENT_STORAGE;
+    let message = format!("the disk is full; there is no room for {what}: remove a model");
+    ApiError::new(status, "INSUFFICIENT_DISK", message)
+}
+
 fn on_disk(path: &Path, error: &io::Error) -> ApiError {
+    if error.kind() == io::ErrorKind::StorageFull {
+        return disk_full(&path.display().to_string());
+    }
     ApiError::internal(format!("can't write {}: {error}", path.display()))
 }
 
@@ -295,14 +304,21 @@ fn failed(what: &str, error: &HubError) -> ApiError {
             ureq::Error::StatusCode(status) => Some(status),
             _ => None,
         },
+        HubError::IoError(error) if error.kind() == io::ErrorKind::StorageFull => {
+            return disk_full(what);
+        }
         _ => None,
     };
     match status {
         Some(404) => ApiError::model_not_found(format!("the hub has no {what}")),
-        // The hub says so too of a repository that is not there.
-        Some(status @ (401 | 403)) => download_failed(format!(
-            "the hub refuses {what} ({status}): it is private, gated or not there; accept its \
-             terms and give the hive a token in HF_TOKEN"
+        // What the hub says to a stranger of a repository that is not there.
+        Some(401) => ApiError::model_not_found(format!(
+            "the hub has no {what} that this hive may see (401): it is not there, or private; if it \
+             is there, give the hive a token in HF_TOKEN"
+        )),
+        Some(403) => download_failed(format!(
+            "the hub refuses {what} (403): accept its terms on the hub, and give the hive a token \
+             in HF_TOKEN"
         )),
         _ => download_failed(format!(
             "fetching {what} failed: {error}; ask again, and it goes on where it stopped"

@@ -170,7 +170,7 @@ async fn what_the_hub_refuses_is_told_with_what_to_do() {
     let home = home(&hub);
     let hive = home.start().await;
     for (status, answer, code, named) in [
-        (401, 502, "DOWNLOAD_FAILED", "HF_TOKEN"),
+        (401, 404, "MODEL_NOT_FOUND", "HF_TOKEN"),
         (404, 404, "MODEL_NOT_FOUND", "org/repo"),
         (500, 502, "DOWNLOAD_FAILED", "500"),
     ] {
