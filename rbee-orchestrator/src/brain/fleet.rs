@@ -1,6 +1,10 @@
 //! Hives: starts, reports, losses.
 
-use crate::domain::{Capabilities, Device, HiveId, HiveRecord, HiveSpec, HiveStatus, Now};
+use std::collections::HashSet;
+
+use crate::domain::{
+    Capabilities, Device, HiveId, HiveRecord, HiveSpec, HiveStatus, ModelRef, Now,
+};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Hive;
 
@@ -23,6 +27,7 @@ impl Brain {
                 record.process = old.record.process.clone();
                 record.capabilities = old.record.capabilities.clone();
                 record.last_seen = old.record.last_seen;
+                record.model_use = old.record.model_use.clone();
                 old.record = record.clone();
             }
             _ => {
@@ -133,6 +138,7 @@ impl Brain {
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;
             hive.record.capabilities = capabilities;
+            forget_use_of_absent_models(hive);
             self.names.learn(self.hives.values());
         } else if hive.record.capabilities.is_none() {
             // A hive that can't tell what it has: what its registration claims must do.
@@ -209,6 +215,17 @@ impl Brain {
         }
         self.pump_all(now, out);
     }
+}
+
+fn forget_use_of_absent_models(hive: &mut Hive) {
+    let report = hive.record.capabilities.iter();
+    let there: HashSet<&ModelRef> = report
+        .flat_map(|report| &report.models)
+        .map(|model| &model.model_ref)
+        .collect();
+    hive.record
+        .model_use
+        .retain(|model, _| there.contains(model));
 }
 
 /// The devices that a registration claims, for a hive that can't report its own.

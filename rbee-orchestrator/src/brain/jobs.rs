@@ -43,6 +43,9 @@ impl Brain {
         self.room.leave(job);
         notes.leases.insert((id, job.attempt));
         let spec = worker.spec.clone();
+        if let Some(hive) = spec.hive.as_ref().and_then(|id| self.hives.get_mut(id)) {
+            hive.record.note_use(&spec.model, now.wall);
+        }
         let placed = PlacedOn {
             model: job.key.model.clone(),
             worker: spec.id.clone(),

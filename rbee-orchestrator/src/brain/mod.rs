@@ -9,6 +9,7 @@ mod breaker;
 mod chance;
 mod counters;
 mod event;
+mod eviction;
 mod fleet;
 mod job;
 mod jobs;

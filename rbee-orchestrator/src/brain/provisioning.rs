@@ -100,6 +100,10 @@ impl Brain {
         };
         match result.and_then(|local_path| take_in(hive, &fetch, local_path)) {
             Ok(()) => {
+                if let Some(there) = hive.model_named(model) {
+                    let there = there.model_ref.clone();
+                    hive.record.note_arrival(&there, now.wall);
+                }
                 self.names.learn(self.hives.values());
                 self.pump_all(now, out);
             }

@@ -60,6 +60,7 @@ impl Brain {
         if hive.status != HiveStatus::Online
             || hive.is_full(device, now.mono)
             || hive.failed_load(model, device, now.mono).is_some()
+            || hive.is_removing(model)
         {
             return None;
         }

@@ -39,8 +39,25 @@ pub struct HivesConfig {
     pub retry_after: Duration,
     /// Whether a request for a model that no hive has makes a hive fetch it.
     pub auto_download: bool,
+    /// Which models go when a hive's disk is short of room for another.
+    pub model_eviction: ModelEviction,
+    /// Models that stay, by any of their names.
+    pub pinned_models: Vec<String>,
     /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
     pub worker_slots: Option<u32>,
+}
+
+/// Which models go first when a disk is short. Only such as can be fetched again go at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelEviction {
+    /// Those that were used least recently.
+    #[default]
+    Lru,
+    /// Those that were used least often.
+    Lfu,
+    /// None.
+    Off,
 }
 
 impl Default for HivesConfig {
@@ -56,6 +73,8 @@ impl Default for HivesConfig {
             offline_after: 3,
             retry_after: Duration::from_secs(15),
             auto_download: true,
+            model_eviction: ModelEviction::default(),
+            pinned_models: Vec::new(),
             worker_slots: None,
         }
     }

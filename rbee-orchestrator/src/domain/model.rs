@@ -85,7 +85,7 @@ impl ModelRef {
     #[must_use]
     pub fn is_fetchable(&self) -> bool {
         let is_word = |text: &str| {
-            let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-@:".contains(c);
+            let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-@:=".contains(c);
             !text.is_empty() && !text.starts_with('.') && text.chars().all(is_allowed)
         };
         if let Some(repository) = self.0.strip_prefix("hf:") {

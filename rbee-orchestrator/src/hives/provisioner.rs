@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::client::HiveClient;
 use super::events::HiveEvents;
 use super::lenient::{number, text};
-use super::models::DownloadAnswer;
+use super::models::{DownloadAnswer, MISSING_BYTES, with_shortage};
 use crate::config::Config;
 use crate::domain::{HiveId, ModelRef};
 use crate::error::{Code, Error, Result};
@@ -102,21 +102,25 @@ impl Provisioner {
     }
 
     /// Makes sure that a hive has a model: joins the download that runs, or gives the work of a new
-    /// one, to be run beside. Its progress ends early when the work is dropped. It is complete once
-    /// `report` has ended, which makes the model known.
+    /// one, to be run beside. Its progress ends early when the work is dropped. When the hive's disk
+    /// is short, `make_room` is asked once to make so many bytes of room. It is complete once `report`
+    /// has ended, which makes the model known.
     ///
     /// # Errors
     /// The last failure, if it is younger than `hives.retry_after`.
-    pub fn ensure_model_available<R>(
+    pub fn ensure_model_available<M, F, R>(
         self: &Arc<Self>,
         client: HiveClient,
         model: &ModelRef,
+        make_room: M,
         report: R,
     ) -> Result<(
         watch::Receiver<Progress>,
-        Option<impl Future<Output = ()> + Send + use<R>>,
+        Option<impl Future<Output = ()> + Send + use<M, F, R>>,
     )>
     where
+        M: FnOnce(u64) -> F + Send,
+        F: Future<Output = Result<(), String>> + Send,
         R: Future<Output = ()> + Send,
     {
         let key = (client.hive().clone(), model.clone());
@@ -138,7 +142,19 @@ impl Provisioner {
         let work = async move {
             let model = running.key.1.clone();
             let config = &running.provisioner.config;
-            let last = match fetch(&client, &model, config, &progress).await {
+            let mut fetched = fetch(&client, &model, config, &progress).await;
+            if let Err(error) = &mut fetched
+                && let Some(missing) = missing_bytes(error)
+            {
+                match make_room(missing).await {
+                    Ok(()) => fetched = fetch(&client, &model, config, &progress).await,
+                    Err(why) => {
+                        error.message += "; ";
+                        error.message += &why;
+                    }
+                }
+            }
+            let last = match fetched {
                 Ok(local_path) => {
                     report.await;
                     Progress::Complete { local_path }
@@ -157,6 +173,13 @@ impl Provisioner {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How much room the hive's disk lacks, if that is why it did not fetch the model.
+fn missing_bytes(error: &Error) -> Option<u64> {
+    let details = error.details.as_ref()?;
+    let missing = details.get(MISSING_BYTES)?.as_u64();
+    missing.filter(|_| error.code == Code::InsufficientDisk)
 }
 
 /// A download that is listed. Dropped, it is not any more.
@@ -301,8 +324,9 @@ fn failure(client: &HiveClient, event: &Value) -> Error {
     let said = text(event, &["code"]);
     let code = said.as_deref().and_then(Code::parse);
     let message = text(event, &["message"]).unwrap_or_default();
-    client.error(
+    let error = client.error(
         code.unwrap_or(Code::DownloadFailed),
         &format!("could not fetch it: {message}"),
-    )
+    );
+    with_shortage(error, &event["details"])
 }

@@ -378,6 +378,7 @@ fn same_but_for_memory(old: &HiveRecord, new: &HiveRecord) -> bool {
             record.process.clone(),
             devices,
             report.models,
+            record.model_use.clone(),
         )
     };
     what(old) == what(new)

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Orchestrator;
 use super::driver::Driver;
 use super::hive_actor::Order;
-use crate::brain::Event;
+use crate::brain::{Brain, Event};
 use crate::domain::{HiveId, HiveStatus, ModelRef};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, Progress};
@@ -193,8 +193,11 @@ impl Driver {
     ) -> Result<watch::Receiver<Progress>> {
         let (driver, hive, wanted) = (self.clone(), client.hive().clone(), model.clone());
         let report = async move { driver.wait_for_report(&hive, &wanted, true).await };
+        let (driver, asked, wanted) = (self.clone(), client.clone(), model.clone());
+        let make_room = |missing| async move { driver.make_room(&asked, &wanted, missing).await };
         let (hive, provisioner) = (client.hive().clone(), &self.provisioner);
-        let (progress, work) = provisioner.ensure_model_available(client, model, report)?;
+        let (progress, work) =
+            provisioner.ensure_model_available(client, model, make_room, report)?;
         if let Some(work) = work {
             self.decide(|brain, _, _| brain.expect_fetch(&hive, model));
             let stop = self.stop.clone();
@@ -205,6 +208,32 @@ impl Driver {
             self.spawn(told);
         }
         Ok(progress)
+    }
+
+    /// Has a hive remove models so that another finds room. What it does not remove, since a worker
+    /// has just taken it, will be missing: then the fetch fails again.
+    async fn make_room(
+        self: &Arc<Self>,
+        client: &HiveClient,
+        model: &ModelRef,
+        missing_bytes: u64,
+    ) -> Result<(), String> {
+        let hive = client.hive();
+        let choose = |brain: &mut Brain| brain.make_disk_room(hive, model, missing_bytes);
+        let victims = self.decide(|brain, _, _| choose(brain))?;
+        for victim in &victims {
+            match client.remove_model(victim).await {
+                Ok(()) => {
+                    tracing::info!(%hive, model = %victim, for_model = %model, "removed a model")
+                }
+                Err(error) => tracing::warn!(%hive, model = %victim, %error, "the model stays"),
+            }
+        }
+        if let Some(last) = victims.last() {
+            self.wait_for_report(hive, last, false).await;
+        }
+        self.decide(|brain, now, out| brain.disk_room_made(now, hive, model, out));
+        Ok(())
     }
 
     /// Tells the brain how a fetch goes, until its end or the queen's.

@@ -208,6 +208,13 @@ impl Hive {
         self.fetches.iter().find(|fetch| fetch.model == *model)
     }
 
+    /// Whether a model is being removed to make room for another.
+    #[must_use]
+    pub fn is_removing(&self, model: &ModelRef) -> bool {
+        let mut fetches = self.fetches.iter();
+        fetches.any(|fetch| fetch.removing.contains(model))
+    }
+
     /// The fetch of a model that failed, not long ago.
     #[must_use]
     pub fn failed_fetch(&self, model: &ModelRef, now: Mono) -> Option<&FailedFetch> {

@@ -6,6 +6,7 @@
 )]
 
 mod dice;
+mod eviction;
 mod fairness;
 mod fleet;
 mod loading;

@@ -236,7 +236,21 @@ impl Run {
             _ => (hive(HIVES[self.dice.below(3)]), model(REPO)),
         };
         let bytes = self.dice.below(1000) as u64;
-        let event = match self.dice.below(7) {
+        let event = match self.dice.below(8) {
+            7 => {
+                self.say(format!("{on} has no room for {model}"));
+                let brain = &mut self.world.brain;
+                if let Ok(victims) = brain.make_disk_room(&on, &model, bytes) {
+                    assert!(victims.iter().all(ModelRef::is_fetchable), "{victims:?}");
+                }
+                return;
+            }
+            6 => {
+                self.say(format!("{on} made room for {model}"));
+                let (now, world) = (self.world.now, &mut self.world);
+                let out = &mut world.actions;
+                return world.brain.disk_room_made(now, &on, &model, out);
+            }
             0 => {
                 self.say(format!("{on} is ordered to fetch {model}"));
                 return self.world.brain.expect_fetch(&on, &model);

@@ -114,6 +114,9 @@ CREATE TABLE tenants (
 ) STRICT;
 ";
 
+/// How often and when a hive's models were used, as JSON: it is read and written with the hive only.
+const MODEL_USE: &str = "ALTER TABLE hives ADD COLUMN model_use TEXT;";
+
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -121,7 +124,7 @@ pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         killpoint::pass("migrating");
         Ok(())
     });
-    Migrations::new(vec![M::up(HIVES_AND_JOBS), durable_queue])
+    Migrations::new(vec![M::up(HIVES_AND_JOBS), durable_queue, M::up(MODEL_USE)])
 });
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     Attempt, Capabilities, Device, Ending, HiveId, HiveMode, HiveModel, HiveProcess, HiveRecord,
-    HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, Outcome, PlacedOn, Priority,
+    HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, ModelUse, Outcome, PlacedOn, Priority,
     RequestHash, SessionId, SshTarget, StopReason, TenantId, Times, UnixMillis, Usage, WorkerId,
 };
 use crate::error::{Code, Error};
@@ -143,6 +143,13 @@ pub fn complete_hive(name: &str) -> HiveRecord {
         }),
         capabilities: Some(capabilities()),
         last_seen: Some(UnixMillis(1_700_000_000_123)),
+        model_use: BTreeMap::from([(
+            model("file:a.gguf"),
+            ModelUse {
+                last_used: UnixMillis(1_700_000_000_120),
+                count: 3,
+            },
+        )]),
     }
 }
 
