@@ -193,7 +193,7 @@ impl Shared {
         // A checksum is 64 digits; anything else is not taken for one.
         let etag = match self.gate.lock().expect("no panic").lies {
             true => "0".repeat(64),
-            false => name.replace('.', "-"),
+            false => name.chars().filter(char::is_ascii_alphanumeric).collect(),
         };
         let (from, to) = range.split_once('-').unwrap_or((range, ""));
         let from: usize = from.parse().unwrap_or(0);

@@ -187,7 +187,8 @@ async fn what_the_hub_refuses_is_told_with_what_to_do() {
         ("hf:org/repo/none.gguf", 404),
         ("hf:org", 404),
         ("hf:org/../x", 400),
-        ("https://example.org/m.gguf", 501),
+        ("https://example.org/m.txt", 400),
+        ("https://user:secret@example.org/m.gguf", 400),
         ("file:none.gguf", 404),
     ] {
         let (got, body) = ask(&hive, model).await;
