@@ -69,10 +69,10 @@ impl Brain {
         };
         fetch.bytes_downloaded = bytes_downloaded;
         fetch.bytes_total = bytes_total;
-        if fetch.told + TELL_AGAIN > now.mono {
+        if fetch.told.is_some_and(|told| told + TELL_AGAIN > now.mono) {
             return;
         }
-        fetch.told = now.mono;
+        fetch.told = Some(now.mono);
         let waits = Waits::Fetch(id.clone());
         for key in self
             .queue

@@ -109,7 +109,7 @@ pub struct Fetch {
     /// Models that are being removed to make room for it: nothing is to use them any more.
     pub removing: Vec<ModelRef>,
     /// When those who wait were told last how far it is.
-    pub told: Mono,
+    pub told: Option<Mono>,
 }
 
 impl Fetch {
@@ -121,7 +121,7 @@ impl Fetch {
             bytes_downloaded: 0,
             bytes_total: 0,
             removing: Vec::new(),
-            told: Mono::default(),
+            told: None,
         }
     }
 

@@ -15,14 +15,14 @@ fn home(hub: &Hub) -> Home {
     home
 }
 
-async fn ask(hive: &Hive, model_ref: &str) -> (u16, Value) {
+pub(crate) async fn ask(hive: &Hive, model_ref: &str) -> (u16, Value) {
     let body = json!({"model_ref": model_ref});
     let (status, answer) = hive.post("/v1/models/download", &body).await;
     (status.as_u16(), answer)
 }
 
 /// Asks, and gives the last of the download's events.
-async fn fetch(hive: &Hive, model_ref: &str) -> Value {
+pub(crate) async fn fetch(hive: &Hive, model_ref: &str) -> Value {
     let (status, answer) = ask(hive, model_ref).await;
     if status != 200 {
         return answer["error"].clone();
@@ -56,7 +56,7 @@ async fn events(hive: &Hive, id: &str) -> Vec<Value> {
         .collect()
 }
 
-async fn is_listed(hive: &Hive, model_ref: &str) -> bool {
+pub(crate) async fn is_listed(hive: &Hive, model_ref: &str) -> bool {
     let list = hive.get("/v1/models/list").await.unwrap();
     let models = list["models"].as_array().unwrap().iter();
     models
