@@ -1,6 +1,7 @@
 //! A request for a model that no hive has: a hive fetches it, and the request is served.
 
-use rbee_tests::harness::{EventStream, Home, Hub, Launch, Queen, assert_error, until};
+use rbee_tests::harness::events::assert_task_completed;
+use rbee_tests::harness::{EventStream, Home, Hub, Launch, OldHive, Queen, assert_error, until};
 use serde_json::{Value, json};
 use std::fs;
 use std::thread;
@@ -291,4 +292,50 @@ fn the_real_engine_answers_with_a_model_that_came_for_the_request() {
     let reply = queen.ask("/v1/chat/completions", &asked);
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(reply.text.contains("Paris"), "{}", reply.text);
+}
+
+#[test]
+fn an_old_hive_fetches_the_model_and_is_told_its_file() {
+    let home = Home::new();
+    let stub = home.stub(&["--protocol", "rbee"]);
+    let hive = OldHive::start(stub.url());
+    let queen = home.queen().config("hives.local = false").start();
+    let added = queen.ask("/v2/registry/beehives/add", &hive.registration());
+    assert_eq!(added.status, 200, "{}", added.text);
+    let asked = queen
+        .stream("/v2/tasks", &task("org/repo"))
+        .expect("an answer");
+    let events = asked.rest();
+    assert_task_completed(&events);
+    let fetched = hive.calls("/v1/models/download");
+    assert_eq!(fetched, [json!({"model_ref": "hf:org/repo"})]);
+    let spawns = hive.calls("/v1/workers/spawn");
+    assert_eq!(spawns.len(), 1, "{spawns:?}");
+    assert_eq!(spawns[0]["model_path"], "/old/models/m.gguf");
+    // The second finds the worker.
+    let again = json!({"model": "hf:org/repo", "prompt": "x", "stream": false});
+    assert_eq!(queen.ask("/v2/tasks", &again).status, 200);
+    assert_eq!(hive.calls("/v1/workers/spawn").len(), 1);
+}
+
+#[test]
+fn a_file_of_a_web_server_comes_for_a_request_too() {
+    let (home, hub) = (Home::new(), Hub::with("m.stub", &content()));
+    hub.open();
+    let queen = queen_with(&home, &hub)
+        .env("RBEE_HIVE_PLAIN_LOOPBACK", "1")
+        .start();
+    let address = hub.url().replace("http:", "https:");
+    let model = format!("{address}/org/repo/resolve/main/m.stub");
+    let asked = json!({"model": model, "prompt": "x", "stream": false});
+    let reply = queen.ask("/v2/tasks", &asked);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(is_there(&queen, &model));
+    let missing = json!({"model": format!("{address}/none.stub"), "prompt": "x", "stream": false});
+    assert_error(
+        &queen.ask("/v2/tasks", &missing),
+        404,
+        "MODEL_NOT_FOUND",
+        &["none.stub"],
+    );
 }

@@ -178,6 +178,11 @@ impl Shared {
             let head = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
             return stream.write_all(head.as_bytes());
         };
+        if first.starts_with("HEAD ") {
+            let length = content.len();
+            let head = format!("connection: close\r\netag: \"v1\"\r\ncontent-length: {length}");
+            return write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+        }
         let range = range.unwrap_or_else(|| "0-".to_owned());
         self.send(&mut stream, name, content, &range)
     }
