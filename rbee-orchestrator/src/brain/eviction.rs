@@ -112,7 +112,7 @@ impl Brain {
         };
         if !model.is_fetchable() {
             Some("can't be fetched again")
-        } else if pinned.into_iter().any(|name| is_pinned(name)) {
+        } else if pinned.into_iter().any(is_pinned) {
             Some("is pinned")
         } else if workers.any(|worker| worker.spec.hive.as_ref() == Some(hive.id())) {
             Some("is in use")

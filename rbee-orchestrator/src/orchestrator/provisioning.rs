@@ -224,7 +224,7 @@ impl Driver {
         for victim in &victims {
             match client.remove_model(victim).await {
                 Ok(()) => {
-                    tracing::info!(%hive, model = %victim, for_model = %model, "removed a model")
+                    tracing::info!(%hive, model = %victim, for_model = %model, "removed a model");
                 }
                 Err(error) => tracing::warn!(%hive, model = %victim, %error, "the model stays"),
             }
