@@ -173,7 +173,8 @@ fn what_the_hub_refuses_is_told_with_its_reason_and_remembered() {
 #[test]
 fn a_wrong_checksum_is_told_and_nothing_is_left_of_the_file() {
     let (home, hub) = (Home::new(), Hub::with("m.stub", &content()));
-    (hub.open(), hub.lie());
+    hub.open();
+    hub.lie();
     let queen = queen_with(&home, &hub).start();
     let reply = queen.ask(
         "/v2/tasks",
@@ -198,7 +199,8 @@ fn a_download_that_was_cut_goes_on_where_it_stopped() {
         "DOWNLOAD_FAILED",
         &["goes on where it stopped"],
     );
-    (hub.cut_at(None), hub.open());
+    hub.cut_at(None);
+    hub.open();
     let served = until(20 * SECOND, || {
         (queen.ask("/v2/tasks", &asked).status == 200).then_some(())
     });
