@@ -16,13 +16,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve the hive's HTTP API until told to stop.
     Daemon(DaemonArgs),
-    /// Fetch a model from the hub into the models folder; says how far it is in JSON lines.
+    /// Fetch a model from the hub or the web into the models folder; says how far it is in JSON lines.
     Fetch(FetchArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct FetchArgs {
-    /// hf:org/repo, hf:org/repo/file.gguf or hf:org/repo@revision::file=path
+    /// hf:org/repo, hf:org/repo/file.gguf, hf:org/repo@revision::file=path or
+    /// https://host/path/file.gguf, optionally with #sha256=HEX
     pub(crate) model_ref: String,
 
     /// Folder with the models [default: ~/.local/share/rbee/models]

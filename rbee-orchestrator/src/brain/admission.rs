@@ -18,8 +18,8 @@ use super::queue::GroupKey;
 /// A request that may come in, with what was found out about it.
 struct Admitted {
     key: GroupKey,
-    /// The model's name, while it is not known what that means.
-    tentative: Option<String>,
+    /// Whether the model's name may come to mean another.
+    tentative: bool,
     /// Where it goes; `None` if others of its group wait.
     placement: Option<Placement>,
     /// Whether it is held back until its tenant's quota allows it.
@@ -146,8 +146,8 @@ impl Brain {
         out: &mut Vec<Action>,
     ) -> Result<Admitted> {
         let (model, tentative) = match self.validate(now, request)? {
-            Meaning::Certain(model) => (model, None),
-            Meaning::Fallback(model) => (model, Some(request.model.clone())),
+            Meaning::Certain(model) => (model, false),
+            Meaning::Fallback(model) => (model, true),
         };
         let held = self.check_tenant(now, request, &model)?;
         let key = GroupKey::of(request, model);
@@ -268,11 +268,11 @@ impl Brain {
             let error = out_of_time(now, job);
             return self.conclude(now, id, Outcome::Failed(error), out);
         }
-        let mut tentative = None;
+        let mut tentative = false;
         match self.names.resolve(&job.request.model) {
             Ok(Meaning::Certain(model)) => job.key.model = model,
             Ok(Meaning::Fallback(model)) => {
-                tentative = Some(job.request.model.clone());
+                tentative = true;
                 job.key.model = model;
             }
             Err(_) => {}
@@ -288,7 +288,7 @@ impl Brain {
         &mut self,
         now: Now,
         id: JobId,
-        tentative: Option<String>,
+        tentative: bool,
         placement: Option<Placement>,
         out: &mut Vec<Action>,
     ) {

@@ -210,6 +210,26 @@ pub enum Event {
         /// What came of it.
         result: Result<(), Error>,
     },
+    /// A model has come further on its way to a hive.
+    FetchProgress {
+        /// The hive.
+        hive: HiveId,
+        /// The model, as it was asked for.
+        model: ModelRef,
+        /// Bytes that are there.
+        bytes_downloaded: u64,
+        /// Bytes of the whole model; 0 when unknown.
+        bytes_total: u64,
+    },
+    /// A model has come to a hive, or will not.
+    Fetched {
+        /// The hive.
+        hive: HiveId,
+        /// The model, as it was asked for.
+        model: ModelRef,
+        /// The file on the hive's machine, where the hive tells it; why there is none.
+        result: Result<Option<String>, Error>,
+    },
     /// A hive answered to a spawn.
     SpawnAnswered {
         /// The minted id.
@@ -315,6 +335,13 @@ pub enum Action {
         /// The hive.
         hive: HiveId,
     },
+    /// Have a hive fetch a model; answered by [`Event::FetchProgress`] and [`Event::Fetched`].
+    Provision {
+        /// The hive.
+        hive: HiveId,
+        /// The model.
+        model: ModelRef,
+    },
     /// Ask a hive for a worker; answered by [`Event::SpawnAnswered`].
     Spawn {
         /// The hive.
@@ -323,6 +350,8 @@ pub enum Action {
         worker: Arc<WorkerSpec>,
         /// Devices for it.
         devices: Vec<u32>,
+        /// The model's file on the hive's machine, for a hive that must be told.
+        model_path: Option<String>,
         /// The request that it is spawned for, where there is one: the first of those who wait.
         for_job: Option<JobId>,
     },

@@ -1,6 +1,10 @@
 //! Hives: starts, reports, losses.
 
-use crate::domain::{Capabilities, Device, HiveId, HiveRecord, HiveSpec, HiveStatus, Now};
+use std::collections::HashSet;
+
+use crate::domain::{
+    Capabilities, Device, HiveId, HiveRecord, HiveSpec, HiveStatus, ModelRef, Now,
+};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Hive;
 
@@ -23,6 +27,7 @@ impl Brain {
                 record.process = old.record.process.clone();
                 record.capabilities = old.record.capabilities.clone();
                 record.last_seen = old.record.last_seen;
+                record.model_use = old.record.model_use.clone();
                 old.record = record.clone();
                 if self.forgive(&id) {
                     self.request_hive_start(now, &id, out);
@@ -143,6 +148,8 @@ impl Brain {
         hive.record.last_seen = Some(now.wall);
         hive.full_devices.retain(|(_, until)| *until > now.mono);
         hive.failed_loads.retain(|load| load.until > now.mono);
+        hive.failed_fetches.retain(|fetch| fetch.until > now.mono);
+        hive.tells_models = capabilities.is_some();
         let mut news = !was_online;
         let models = |report: &Option<Capabilities>| report.as_ref().map(|r| r.models.clone());
         if capabilities.is_some() && hive.record.capabilities != capabilities {
@@ -150,6 +157,7 @@ impl Brain {
             // Free memory changes with most reports, and says nothing of names.
             let new_models = models(&capabilities) != models(&hive.record.capabilities);
             hive.record.capabilities = capabilities;
+            forget_use_of_absent_models(hive);
             if new_models {
                 self.names.learn(self.hives.values());
             }
@@ -255,6 +263,17 @@ impl Brain {
         }
         self.pump_all(now, out);
     }
+}
+
+fn forget_use_of_absent_models(hive: &mut Hive) {
+    let report = hive.record.capabilities.iter();
+    let there: HashSet<&ModelRef> = report
+        .flat_map(|report| &report.models)
+        .map(|model| &model.model_ref)
+        .collect();
+    hive.record
+        .model_use
+        .retain(|model, _| there.contains(model));
 }
 
 /// The devices that a registration claims, for a hive that can't report its own.

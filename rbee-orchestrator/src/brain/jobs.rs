@@ -43,6 +43,9 @@ impl Brain {
         self.room.leave(job);
         notes.leases.insert((id, job.attempt));
         let spec = worker.spec.clone();
+        if let Some(hive) = spec.hive.as_ref().and_then(|id| self.hives.get_mut(id)) {
+            hive.record.note_use(&spec.model, now.wall);
+        }
         let placed = PlacedOn {
             model: job.key.model.clone(),
             worker: spec.id.clone(),
@@ -240,6 +243,16 @@ impl Brain {
         }
         let waited = humantime(job.request.queue_timeout);
         let error = match self.queue.group(&job.key).map(|group| &group.waits) {
+            Some(Waits::Fetch(hive)) => Error::new(
+                Code::ModelLoading,
+                format!(
+                    "model {} was not there after {waited}: {}; ask again, or wait longer with \
+                     queue_timeout_ms",
+                    job.request.model,
+                    self.how_far(hive, &job.key.model)
+                ),
+            )
+            .retry_after(LOADING_RETRY_AFTER),
             Some(Waits::Load(_) | Waits::Hive(_)) => Error::new(
                 Code::ModelLoading,
                 format!(
@@ -281,7 +294,15 @@ impl Brain {
         let Some(job) = self.jobs.get(&id) else {
             return;
         };
-        let error = out_of_time(now, job);
+        let mut error = out_of_time(now, job);
+        let group = self
+            .queue
+            .group(&job.key)
+            .filter(|_| job.phase == Phase::Waiting);
+        if let Some(Waits::Fetch(hive)) = group.map(|group| &group.waits) {
+            error.message += "; ";
+            error.message += &self.how_far(hive, &job.key.model);
+        }
         match job.runs() {
             true => self.end(now, id, Outcome::Failed(error), out),
             false => self.end_in_vain(now, id, error, out),

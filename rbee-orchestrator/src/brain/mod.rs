@@ -10,6 +10,7 @@ mod chance;
 mod counters;
 mod drains;
 mod event;
+mod eviction;
 mod fleet;
 mod job;
 mod jobs;
@@ -18,6 +19,7 @@ mod limiter;
 mod names;
 mod places;
 mod placing;
+mod provisioning;
 mod queue;
 mod quota;
 mod rates;
@@ -206,6 +208,19 @@ impl Brain {
                 false => self.hive_missed(now, &hive, error, gone, out),
             },
             Event::HiveStopped { hive, result } => self.hive_stopped(now, &hive, result, out),
+            Event::FetchProgress {
+                hive,
+                model,
+                bytes_downloaded,
+                bytes_total,
+            } => {
+                self.fetch_progress(now, &hive, &model, (bytes_downloaded, bytes_total), out);
+            }
+            Event::Fetched {
+                hive,
+                model,
+                result,
+            } => self.fetched(now, &hive, &model, result, out),
             Event::SpawnAnswered { worker, result } => {
                 self.spawn_answered(now, &worker, result, out);
             }
@@ -240,6 +255,7 @@ impl Brain {
         ClusterView {
             workers: &self.workers,
             hives: &self.hives,
+            auto_download: self.config.hives.auto_download,
             now: now.mono,
         }
     }

@@ -10,7 +10,7 @@ use crate::scheduler::Hive;
 pub(super) enum Meaning {
     /// This one.
     Certain(ModelRef),
-    /// This one, unless a hive that has not reported yet has an alias of that name.
+    /// This one, unless a hive has or gets something of that name.
     Fallback(ModelRef),
 }
 
@@ -61,15 +61,13 @@ impl Names {
     }
 
     pub(super) fn resolve(&self, name: &str) -> Result<Meaning> {
-        if let Some(model) = self
-            .configured
-            .get(name)
-            .or_else(|| self.reported.get(name))
-        {
+        let name = self.configured.get(name).map_or(name, ModelRef::as_str);
+        if let Some(model) = self.reported.get(name) {
             return Ok(Meaning::Certain(model.clone()));
         }
         let model = ModelRef::from_name(name)?;
-        Ok(match model.as_str() == name {
+        // A repository becomes one of its files once a hive has fetched it.
+        Ok(match model.as_str() == name && !model.is_fetchable() {
             true => Meaning::Certain(model),
             false => Meaning::Fallback(model),
         })

@@ -8,7 +8,7 @@ use crate::scheduler::{ClusterView, Placement};
 use super::Brain;
 use super::event::Action;
 use super::names::Meaning;
-use super::queue::{GroupId, GroupKey, Next};
+use super::queue::{Group, GroupId, GroupKey, Next};
 use super::spawning::Place;
 
 /// Groups of a line for which there is no place now.
@@ -19,6 +19,7 @@ impl Brain {
         let view = ClusterView {
             workers: &self.workers,
             hives: &self.hives,
+            auto_download: self.config.hives.auto_download,
             now: now.mono,
         };
         self.scheduler.place(&key.request(), &view)
@@ -78,6 +79,7 @@ impl Brain {
                     self.wait_for_load(key, &worker, out);
                 }
             }
+            Placement::Provision { hive } => self.provision(now, key, &hive, out),
             Placement::Wait => self.note_what_is_waited_for(now, key, out),
             Placement::Reject(error) => self.end_group(now, key, &error, out),
         }
@@ -132,33 +134,35 @@ impl Brain {
         }
     }
 
-    /// Moves jobs whose model's name has become known to the line of that model. Those that asked
-    /// for the fallback by its full reference stay.
+    /// Moves jobs whose model's name has become known to the line of that model.
     fn settle_names(&mut self, now: Now, out: &mut Vec<Action>) {
-        for key in self.queue.keys(|group| group.tentative.is_some()) {
-            let Some(group) = self.queue.group_mut(&key) else {
-                continue;
-            };
-            let Some(name) = group.tentative.clone() else {
-                continue;
-            };
-            let Ok(Meaning::Certain(model)) = self.names.resolve(&name) else {
-                continue;
-            };
-            group.tentative = None;
-            let named = |id: &_| {
-                self.jobs
-                    .get(id)
-                    .is_some_and(|job| job.request.model == name)
-            };
-            let movers: Vec<_> = group.jobs().filter(named).collect();
-            for id in movers.into_iter().filter(|_| model != key.model) {
-                self.leave_line(now, id);
-                if let Some(job) = self.jobs.get_mut(&id) {
-                    job.key.model = model.clone();
+        for key in self.queue.keys(|group| group.tentative) {
+            let jobs: Vec<_> = self
+                .queue
+                .group(&key)
+                .into_iter()
+                .flat_map(Group::jobs)
+                .collect();
+            let mut unsettled = false;
+            for id in jobs {
+                let Some(job) = self.jobs.get(&id) else {
+                    continue;
+                };
+                match self.names.resolve(&job.request.model) {
+                    Ok(Meaning::Certain(model)) if model != key.model => {
+                        self.leave_line(now, id);
+                        if let Some(job) = self.jobs.get_mut(&id) {
+                            job.key.model = model;
+                        }
+                        self.enqueue(now, id, false);
+                        self.end_unentitled(now, id, out);
+                    }
+                    Ok(Meaning::Certain(_)) => {}
+                    _ => unsettled = true,
                 }
-                self.enqueue(now, id, None);
-                self.end_unentitled(now, id, out);
+            }
+            if let Some(group) = self.queue.group_mut(&key) {
+                group.tentative = unsettled;
             }
         }
     }

@@ -133,7 +133,7 @@ impl Brain {
         job.past = Some(Box::new(Past { error, pressed }));
         match delay {
             Some(delay) => self.back_off(now, id, delay),
-            None => self.enqueue(now, id, None),
+            None => self.enqueue(now, id, false),
         }
     }
 

@@ -59,6 +59,7 @@ impl Brain {
         if !self.view(now).can_spawn(hive)
             || hive.is_full(device, now.mono)
             || hive.failed_load(model, device, now.mono).is_some()
+            || hive.is_removing(model)
         {
             return None;
         }
@@ -101,6 +102,7 @@ impl Brain {
             vram_bytes: on_disk.and_then(|model| model.vram_bytes).unwrap_or(0),
         });
         out.push(Action::Spawn {
+            model_path: on_disk.and_then(|model| model.local_path.clone()),
             hive: place.hive,
             worker: worker.spec.clone(),
             devices: place.devices,

@@ -14,7 +14,7 @@ use super::queue::{GroupKey, Next, Waits};
 
 impl Brain {
     /// Lets a job wait in the line of its model.
-    pub(super) fn enqueue(&mut self, now: Now, id: JobId, tentative: Option<String>) {
+    pub(super) fn enqueue(&mut self, now: Now, id: JobId, tentative: bool) {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
@@ -152,6 +152,24 @@ impl Brain {
         self.tell_group(key, Waits::Load(worker.clone()), narration, out);
     }
 
+    /// The hive has such a fetch.
+    pub(super) fn wait_for_fetch(&mut self, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+        let fetches = self.hives.get(hive);
+        let Some(fetch) = fetches.and_then(|hive| hive.fetch(&key.model)) else {
+            return;
+        };
+        let progress = fetch
+            .progress()
+            .map_or_else(String::new, |p| format!(": {p}"));
+        let narration = Narration {
+            actor: "queen",
+            action: "provision",
+            target: hive.to_string(),
+            human: format!("Downloading {} to {hive}{progress}", key.model),
+        };
+        self.tell_group(key, Waits::Fetch(hive.clone()), narration, out);
+    }
+
     fn wait_for_check(&mut self, key: &GroupKey, worker: &WorkerId, out: &mut Vec<Action>) {
         let narration = Narration {
             actor: "queen",
@@ -207,6 +225,14 @@ impl Brain {
             return self.wait_for_pause(key, &worker, out);
         }
         let allowed = |id: &HiveId| key.constraints.hive.as_ref().is_none_or(|only| only == id);
+        let mut hives = self
+            .hives
+            .values()
+            .filter(|hive| allowed(hive.id()) && !served);
+        let fetching = hives.find(|hive| hive.fetch(&key.model).is_some());
+        if let Some(hive) = fetching.map(|hive| hive.id().clone()) {
+            return self.wait_for_fetch(key, &hive, out);
+        }
         let mut starting = self.hives.keys().filter(|id| self.is_starting(id));
         let starting = starting.find(|id| allowed(id) && !served).cloned();
         let unsteady = view.hives.values().filter(|hive| view.is_unsteady(hive));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::BreakerConfig;
 use crate::domain::{
-    Attempt, HiveId, JobId, ModelRef, Mono, Now, Prospect, Worker, WorkerId, WorkerSpec,
+    Attempt, HiveId, HiveModel, JobId, ModelRef, Mono, Now, Prospect, Worker, WorkerId, WorkerSpec,
 };
 use crate::error::{Code, Error, Result};
 use crate::scheduler::FailedLoad;
@@ -189,6 +189,12 @@ impl Brain {
         let retry_after = self.config.hives.retry_after;
         let error = error.clone().retry_after(retry_after);
         let spec = &worker.spec;
+        // The file may not be where the hive once said.
+        if let Some(report) = &mut hive.record.capabilities {
+            let is_it = |model: &HiveModel| model.model_ref == spec.model;
+            let models = &mut report.models;
+            models.retain(|model| !is_it(model) || model.local_path.is_none());
+        }
         hive.failed_loads.push(FailedLoad {
             model: spec.model.clone(),
             device: spec.device,

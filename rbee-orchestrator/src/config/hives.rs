@@ -54,6 +54,12 @@ pub struct HivesConfig {
     /// A hive that did not end for this long is as good as new.
     #[serde(with = "humantime_serde")]
     pub restart_window: Duration,
+    /// Whether a request for a model that no hive has makes a hive fetch it.
+    pub auto_download: bool,
+    /// Which models go when a hive's disk is short of room for another.
+    pub model_eviction: ModelEviction,
+    /// Models that stay, by any of their names.
+    pub pinned_models: Vec<String>,
     /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
     pub worker_slots: Option<u32>,
 }
@@ -67,6 +73,19 @@ pub enum OnShutdown {
     Stop,
     /// They run on, with their workers; her next life takes them in.
     Leave,
+}
+
+/// Which models go first when a disk is short. Only such as can be fetched again go at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelEviction {
+    /// Those that were used least recently.
+    #[default]
+    Lru,
+    /// Those that were used least often.
+    Lfu,
+    /// None.
+    Off,
 }
 
 impl Default for HivesConfig {
@@ -87,6 +106,9 @@ impl Default for HivesConfig {
             restart_max: Duration::from_secs(60),
             restart_limit: 5,
             restart_window: Duration::from_secs(600),
+            auto_download: true,
+            model_eviction: ModelEviction::default(),
+            pinned_models: Vec::new(),
             worker_slots: None,
         }
     }

@@ -15,7 +15,7 @@ use crate::domain::{ModelRef, TenantId, TenantLimits, WorkerId, host_and_port};
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
-pub use hives::{HivesConfig, OnShutdown, StaticWorker};
+pub use hives::{HivesConfig, ModelEviction, OnShutdown, StaticWorker};
 pub use jobs::{
     BreakerConfig, Capacity, PrivacyConfig, QueueConfig, QuotaPolicy, ReplayConfig,
     RetentionConfig, RetryConfig, WhenFull,
@@ -104,6 +104,11 @@ impl Config {
                     "hives.commands.{name} must begin with a program"
                 )));
             }
+        }
+        for name in &self.hives.pinned_models {
+            let told =
+                |error: Error| Error::invalid(format!("hives.pinned_models: {}", error.message));
+            ModelRef::from_name(name).map_err(told)?;
         }
         for (name, limits) in &self.tenants {
             let told = |error: Error| Error::invalid(format!("tenants.{name}: {}", error.message));

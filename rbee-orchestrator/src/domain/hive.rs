@@ -147,6 +147,17 @@ pub struct HiveRecord {
     pub capabilities: Option<Capabilities>,
     /// When it last answered.
     pub last_seen: Option<UnixMillis>,
+    /// How its models were used through this queen; decides which go when its disk is short.
+    pub model_use: BTreeMap<ModelRef, ModelUse>,
+}
+
+/// How a model was used on a hive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelUse {
+    /// When a request ran with it last, or when it came.
+    pub last_used: UnixMillis,
+    /// How many requests ran with it.
+    pub count: u64,
 }
 
 impl HiveRecord {
@@ -158,7 +169,31 @@ impl HiveRecord {
             process: None,
             capabilities: None,
             last_seen: None,
+            model_use: BTreeMap::new(),
         }
+    }
+}
+
+impl HiveRecord {
+    /// Notes that a request runs with a model.
+    pub fn note_use(&mut self, model: &ModelRef, at: UnixMillis) {
+        match self.model_use.get_mut(model) {
+            Some(used) => {
+                used.last_used = at;
+                used.count += 1;
+            }
+            None => self.note_model(model, at, 1),
+        }
+    }
+
+    /// Notes that a model came.
+    pub fn note_arrival(&mut self, model: &ModelRef, at: UnixMillis) {
+        self.note_model(model, at, 0);
+    }
+
+    fn note_model(&mut self, model: &ModelRef, last_used: UnixMillis, count: u64) {
+        let used = ModelUse { last_used, count };
+        self.model_use.entry(model.clone()).or_insert(used);
     }
 }
 
@@ -225,4 +260,7 @@ pub struct HiveModel {
     /// Memory it needs when loaded, in bytes, if the hive can tell.
     #[serde(default)]
     pub vram_bytes: Option<u64>,
+    /// Its file on the hive's machine, for a hive that must be told with each spawn: older ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_path: Option<String>,
 }

@@ -15,7 +15,7 @@ pub use address::{host_and_port, is_loopback};
 pub use event::{EventId, Narration, StopReason, TaskEvent};
 pub use hive::{
     Capabilities, Device, HiveMode, HiveModel, HiveProcess, HiveRecord, HiveSpec, HiveStatus,
-    SshTarget,
+    ModelUse, SshTarget,
 };
 pub use id::{HiveId, JobId, SessionId, TenantId, WorkerId};
 pub use job::{

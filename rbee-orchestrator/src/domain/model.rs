@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A model's identity, `hf:org/repo…` or `file:path`.
+/// A model's identity: `hf:org/repo…`, `https://host/path` or `file:path`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelRef(Arc<str>);
 
-const PROVIDERS: [&str; 2] = ["hf:", "file:"];
+const PROVIDERS: [&str; 3] = ["hf:", "https:", "file:"];
 const LONGEST: usize = 512;
 
 impl ModelRef {
@@ -31,7 +31,7 @@ impl ModelRef {
             return Ok(Self(text.into()));
         }
         Err(Error::invalid(format!(
-            "model {text:?} must be of the form hf:org/repo or file:path"
+            "model {text:?} must be of the form hf:org/repo, https://host/path or file:path"
         ))
         .param("model"))
     }
@@ -80,6 +80,25 @@ impl ModelRef {
         self.0.strip_prefix("hf:").unwrap_or(&self.0)
     }
 
+    /// Whether a hive could get it from elsewhere: a repository of the hub, which always has an
+    /// organisation before its name, or an address. A file is where it is.
+    #[must_use]
+    pub fn is_fetchable(&self) -> bool {
+        let is_word = |text: &str| {
+            let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-@:=".contains(c);
+            !text.is_empty() && !text.starts_with('.') && text.chars().all(is_allowed)
+        };
+        if let Some(repository) = self.0.strip_prefix("hf:") {
+            let mut words = repository.split('/');
+            return words.next().is_some_and(is_word) && words.next().is_some_and(is_word);
+        }
+        let host = self
+            .0
+            .strip_prefix("https://")
+            .and_then(|address| address.split_once('/'));
+        host.is_some_and(|(host, path)| !host.is_empty() && !path.is_empty())
+    }
+
     /// The reference as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -109,6 +128,31 @@ impl From<ModelRef> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_names_a_repository_or_an_address_can_be_fetched() {
+        let fetchable = |name| ModelRef::from_name(name).unwrap().is_fetchable();
+        for name in [
+            "org/repo",
+            "hf:org/repo/a.gguf",
+            "hf:org/repo@v1::file=Q4/a.gguf",
+            "https://host:8443/a.gguf",
+        ] {
+            assert!(fetchable(name), "{name}");
+        }
+        for name in [
+            "smollm2",
+            "hf:repo",
+            "hf:/repo",
+            "hf:org/",
+            "hf:http://x/y",
+            "file:org/repo",
+            "https://host",
+            "https:///a.gguf",
+        ] {
+            assert!(!fetchable(name), "{name}");
+        }
+    }
 
     #[test]
     fn names_without_a_provider_are_hugging_face_repositories() {

@@ -5,16 +5,19 @@ use serde_json::{Value, json};
 
 use super::client::HiveClient;
 use super::exchange::Answer;
-use super::lenient::text;
+use super::lenient::{number, text};
 use super::wire;
 use crate::domain::ModelRef;
 use crate::error::{Code, Error, Result};
 
+/// The fact of an error that says how many bytes of disk are missing.
+pub(super) const MISSING_BYTES: &str = "missing_bytes";
+
 /// What a hive answered to a download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DownloadAnswer {
-    /// It has the model.
-    Cached,
+    /// It has the model, in this file if it says so.
+    Cached(Option<String>),
     /// It fetches it; the progress can be followed by this id.
     Started(String),
 }
@@ -68,8 +71,22 @@ impl HiveClient {
             Code::NotFound | Code::MethodNotAllowed => Code::NotImplemented,
             code => code,
         };
-        self.refused(path, answer, code)
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        with_shortage(self.refused(path, answer, code), &body["error"]["details"])
     }
+}
+
+/// Adds how many bytes of disk are missing, if the hive said so.
+pub(super) fn with_shortage(error: Error, details: &Value) -> Error {
+    let bytes = |name: &str| number(details, &[name]);
+    let (Some(needed), Some(free)) = (bytes("needed"), bytes("free")) else {
+        return error;
+    };
+    let wanted = needed.saturating_add(bytes("keep_free").unwrap_or(0));
+    error
+        .detail("needed_bytes", needed)
+        .detail("free_bytes", free)
+        .detail(MISSING_BYTES, wanted.saturating_sub(free))
 }
 
 fn is_of_downloads(code: Code) -> bool {
@@ -82,7 +99,7 @@ fn is_of_downloads(code: Code) -> bool {
 fn read_download(body: &Value) -> Option<DownloadAnswer> {
     let id = text(body, &["download_id", "id"])?;
     Some(match id.as_str() {
-        "cached" => DownloadAnswer::Cached,
+        "cached" => DownloadAnswer::Cached(text(body, &["local_path"])),
         _ => DownloadAnswer::Started(id),
     })
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::client::HiveClient;
 use super::events::HiveEvents;
 use super::lenient::{number, text};
-use super::models::DownloadAnswer;
+use super::models::{DownloadAnswer, MISSING_BYTES, with_shortage};
 use crate::config::Config;
 use crate::domain::{HiveId, ModelRef};
 use crate::error::{Code, Error, Result};
@@ -36,7 +36,10 @@ pub enum Progress {
         speed_mbps: f64,
     },
     /// The hive has it.
-    Complete,
+    Complete {
+        /// The file on its machine, where the hive tells it.
+        local_path: Option<String>,
+    },
     /// It did not come.
     Failed(Error),
 }
@@ -45,7 +48,7 @@ impl Progress {
     /// Whether nothing comes after it.
     #[must_use]
     pub fn is_last(&self) -> bool {
-        matches!(self, Progress::Complete | Progress::Failed(_))
+        matches!(self, Progress::Complete { .. } | Progress::Failed(_))
     }
 
     fn bytes(&self) -> (u64, u64) {
@@ -99,21 +102,25 @@ impl Provisioner {
     }
 
     /// Makes sure that a hive has a model: joins the download that runs, or gives the work of a new
-    /// one, to be run beside. Its progress ends early when the work is dropped. It is complete once
-    /// `report` has ended, which makes the model known.
+    /// one, to be run beside. Its progress ends early when the work is dropped. When the hive's disk
+    /// is short, `make_room` is asked once to make so many bytes of room. It is complete once `report`
+    /// has ended, which makes the model known.
     ///
     /// # Errors
     /// The last failure, if it is younger than `hives.retry_after`.
-    pub fn ensure_model_available<R>(
+    pub fn ensure_model_available<M, F, R>(
         self: &Arc<Self>,
         client: HiveClient,
         model: &ModelRef,
+        make_room: M,
         report: R,
     ) -> Result<(
         watch::Receiver<Progress>,
-        Option<impl Future<Output = ()> + Send + use<R>>,
+        Option<impl Future<Output = ()> + Send + use<M, F, R>>,
     )>
     where
+        M: FnOnce(u64) -> F + Send,
+        F: Future<Output = Result<(), String>> + Send,
         R: Future<Output = ()> + Send,
     {
         let key = (client.hive().clone(), model.clone());
@@ -135,10 +142,22 @@ impl Provisioner {
         let work = async move {
             let model = running.key.1.clone();
             let config = &running.provisioner.config;
-            let last = match fetch(&client, &model, config, &progress).await {
-                Ok(()) => {
+            let mut fetched = fetch(&client, &model, config, &progress).await;
+            if let Err(error) = &mut fetched
+                && let Some(missing) = missing_bytes(error)
+            {
+                match make_room(missing).await {
+                    Ok(()) => fetched = fetch(&client, &model, config, &progress).await,
+                    Err(why) => {
+                        error.message += "; ";
+                        error.message += &why;
+                    }
+                }
+            }
+            let last = match fetched {
+                Ok(local_path) => {
                     report.await;
-                    Progress::Complete
+                    Progress::Complete { local_path }
                 }
                 Err(error) => {
                     tracing::warn!(hive = %client.hive(), %model, %error, "a download failed");
@@ -154,6 +173,13 @@ impl Provisioner {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How much room the hive's disk lacks, if that is why it did not fetch the model.
+fn missing_bytes(error: &Error) -> Option<u64> {
+    let details = error.details.as_ref()?;
+    let missing = details.get(MISSING_BYTES)?.as_u64();
+    missing.filter(|_| error.code == Code::InsufficientDisk)
 }
 
 /// A download that is listed. Dropped, it is not any more.
@@ -187,12 +213,12 @@ async fn fetch(
     model: &ModelRef,
     config: &Config,
     progress: &watch::Sender<Progress>,
-) -> Result<()> {
+) -> Result<Option<String>> {
     let mut breaks = 0;
     loop {
         let before = progress.borrow().bytes().0;
         let error = match attempt(client, model, config, progress).await {
-            Ok(()) => return Ok(()),
+            Ok(local_path) => return Ok(local_path),
             Err(Stopped::ForGood(error)) => return Err(error),
             Err(Stopped::Broken(error)) => error,
         };
@@ -230,9 +256,9 @@ async fn attempt(
     model: &ModelRef,
     config: &Config,
     progress: &watch::Sender<Progress>,
-) -> Result<(), Stopped> {
+) -> Result<Option<String>, Stopped> {
     let id = match client.download(model).await? {
-        DownloadAnswer::Cached => return Ok(()),
+        DownloadAnswer::Cached(local_path) => return Ok(local_path),
         DownloadAnswer::Started(id) => id,
     };
     let id: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
@@ -255,7 +281,7 @@ async fn follow(
     events: &mut HiveEvents,
     config: &Config,
     progress: &watch::Sender<Progress>,
-) -> Result<(), Stopped> {
+) -> Result<Option<String>, Stopped> {
     let mut moved = Instant::now();
     loop {
         let (have, total) = progress.borrow().bytes();
@@ -275,7 +301,7 @@ async fn follow(
         let data = data.unwrap_or_else(|| Err(broken()))?;
         let event: Value = serde_json::from_slice(&data).unwrap_or_default();
         match text(&event, &["stage"]).as_deref() {
-            Some("complete") => return Ok(()),
+            Some("complete") => return Ok(text(&event, &["local_path"])),
             Some("error") => return Err(Stopped::ForGood(failure(client, &event))),
             Some("downloading") => {
                 let now = Progress::Downloading {
@@ -298,8 +324,9 @@ fn failure(client: &HiveClient, event: &Value) -> Error {
     let said = text(event, &["code"]);
     let code = said.as_deref().and_then(Code::parse);
     let message = text(event, &["message"]).unwrap_or_default();
-    client.error(
+    let error = client.error(
         code.unwrap_or(Code::DownloadFailed),
         &format!("could not fetch it: {message}"),
-    )
+    );
+    with_shortage(error, &event["details"])
 }

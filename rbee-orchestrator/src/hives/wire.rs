@@ -247,6 +247,7 @@ fn read_model(model: &Value) -> Option<HiveModel> {
             .collect(),
         size_bytes: number(model, &["size_bytes"]).unwrap_or(0),
         vram_bytes: number(model, &["vram_bytes"]),
+        local_path: None,
     })
 }
 

@@ -101,7 +101,7 @@ where
 
 fn accepted(download: &mut ModelDownload) -> Response<Body> {
     let status = match download.now() {
-        Progress::Complete => "complete",
+        Progress::Complete { .. } => "complete",
         _ => "downloading",
     };
     let body = json!({"status": status, "model": download.model, "node": download.node});
@@ -169,7 +169,7 @@ pub(super) fn event(download: &ModelDownload, progress: &Progress) -> Bytes {
             event["speed_mbps"] = (*speed_mbps).into();
             event
         }
-        Progress::Complete => {
+        Progress::Complete { .. } => {
             json!({"type": "complete", "stage": "complete", "model": model, "node": node})
         }
         Progress::Failed(error) => failed(error),

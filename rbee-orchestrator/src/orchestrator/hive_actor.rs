@@ -34,6 +34,8 @@ pub(super) enum Order {
     Spawn {
         worker: Arc<WorkerSpec>,
         devices: Vec<u32>,
+        /// The model's file, for a hive that must be told.
+        model_path: Option<String>,
         /// That of the request which it is spawned for.
         correlation_id: Option<String>,
     },
@@ -142,8 +144,12 @@ impl HiveActor {
             Order::Spawn {
                 worker,
                 devices,
+                model_path,
                 correlation_id,
-            } => self.spawn(worker, devices, correlation_id).await,
+            } => {
+                self.spawn(worker, devices, model_path, correlation_id)
+                    .await;
+            }
             Order::StopWorker(worker) => self.stop_worker(worker).await,
             Order::Leave(_) => {}
         }
@@ -288,6 +294,7 @@ impl HiveActor {
         &self,
         worker: Arc<WorkerSpec>,
         devices: Vec<u32>,
+        model_path: Option<String>,
         correlation_id: Option<String>,
     ) {
         let mut request = SpawnRequest::new(
@@ -297,6 +304,7 @@ impl HiveActor {
             worker.device,
         );
         request.slots = self.driver.config.hives.worker_slots;
+        request.model_path = model_path.unwrap_or_default();
         if devices.len() > 1 {
             request.devices = devices;
         }
@@ -383,6 +391,7 @@ fn same_but_for_memory(old: &HiveRecord, new: &HiveRecord) -> bool {
             record.process.clone(),
             devices,
             report.models,
+            record.model_use.clone(),
         )
     };
     what(old) == what(new)

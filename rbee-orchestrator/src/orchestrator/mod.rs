@@ -303,10 +303,25 @@ impl Orchestrator {
             // The leases come back by the event loop; a moment is enough, and no more is given.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.all_attempts_end()).await;
         }
+        self.store_model_use().await;
         self.stop_hives().await;
         self.driver.end_tasks().await;
         if let Err(error) = self.driver.store.flush().await {
             tracing::error!(%error, "the last records were not stored");
+        }
+    }
+
+    /// Hives are stored when they are checked; what ran since then is to be known too.
+    async fn store_model_use(&self) {
+        let records: Vec<HiveRecord> = self.driver.look(|brain, now| {
+            let hives = brain.view(now).hives.values().map(|hive| &hive.record);
+            let used = hives.filter(|record| !record.model_use.is_empty());
+            used.cloned().collect()
+        });
+        for record in records {
+            if let Err(error) = self.driver.store.put_hive(record).await {
+                tracing::warn!(%error, "the hive's record was not stored");
+            }
         }
     }
 

@@ -1,9 +1,14 @@
-//! Models that are brought to hives and taken from them, because somebody asks for it.
+//! Models that are brought to hives and taken from them, because an administrator or a request asks
+//! for it.
+
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::Orchestrator;
+use super::driver::Driver;
 use super::hive_actor::Order;
+use crate::brain::{Brain, Event};
 use crate::domain::{HiveId, HiveStatus, ModelRef};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, Progress};
@@ -64,15 +69,7 @@ impl Orchestrator {
             Ok((model, node))
         })?;
         let client = self.running_hive(&node).await?;
-        let (driver, hive) = (self.driver.clone(), node.clone());
-        let (reported, wanted) = (self.clone(), model.clone());
-        let report = async move { reported.wait_for_report(&hive, &wanted, true).await };
-        let provisioner = &driver.provisioner;
-        let (progress, work) = provisioner.ensure_model_available(client, &model, report)?;
-        if let Some(work) = work {
-            let stop = driver.stop.clone();
-            driver.spawn(async move { stop.run_until_cancelled_owned(work).await });
-        }
+        let progress = self.driver.fetch(client, &model)?;
         Ok(ModelDownload {
             model,
             node,
@@ -132,25 +129,8 @@ impl Orchestrator {
         })?;
         let client = self.running_hive(&node).await?;
         client.remove_model(&model).await?;
-        self.wait_for_report(&node, &model, false).await;
+        self.driver.wait_for_report(&node, &model, false).await;
         Ok((model, node))
-    }
-
-    /// Has a hive report until it has the model, or has it no more, for as long as a call may take.
-    async fn wait_for_report(&self, id: &HiveId, model: &ModelRef, there: bool) {
-        let mut changes = self.driver.fleet_changes.subscribe();
-        self.driver.hives.order(id, Order::Check);
-        let is_so = || {
-            self.driver.look(|brain, now| {
-                let hive = brain.view(now).hives.get(id);
-                hive.is_some_and(|hive| has_model(hive, model) == there)
-            })
-        };
-        let reported = async { while !is_so() && self.fleet_change(&mut changes).await.is_ok() {} };
-        let patience = self.driver.config.timeouts.hive_call;
-        if tokio::time::timeout(patience, reported).await.is_err() {
-            tracing::warn!(hive = %id, %model, "the hive's report is not what was expected");
-        }
     }
 
     /// The client of a hive that answers; one of ours is started for it.
@@ -178,11 +158,146 @@ impl Orchestrator {
                 }
             }
             let client = driver.hives.get(id).and_then(|entry| entry.handle.client());
-            client
-                .ok_or_else(|| Error::new(Code::HiveUnreachable, format!("hive {id} does not run")))
+            client.ok_or_else(|| does_not_run(id))
         };
         self.while_hives_start(attempt).await
     }
+}
+
+impl Driver {
+    /// Has a hive fetch a model that somebody waits for.
+    pub(super) fn provision(self: &Arc<Self>, hive: HiveId, model: ModelRef) {
+        let driver = self.clone();
+        self.spawn(async move {
+            let client = driver.hives.get(&hive);
+            let client = client.and_then(|entry| entry.handle.client());
+            let fetch = client
+                .ok_or_else(|| does_not_run(&hive))
+                .and_then(|client| driver.fetch(client, &model));
+            if let Err(error) = fetch {
+                let result = Err(error);
+                driver.feed(Event::Fetched {
+                    hive,
+                    model,
+                    result,
+                });
+            }
+        });
+    }
+
+    /// Has a hive fetch a model, or joins the fetch that runs. The brain is told of it.
+    fn fetch(
+        self: &Arc<Self>,
+        client: HiveClient,
+        model: &ModelRef,
+    ) -> Result<watch::Receiver<Progress>> {
+        let (driver, hive, wanted) = (self.clone(), client.hive().clone(), model.clone());
+        let report = async move { driver.wait_for_report(&hive, &wanted, true).await };
+        let (driver, asked, wanted) = (self.clone(), client.clone(), model.clone());
+        let make_room = |missing| async move { driver.make_room(&asked, &wanted, missing).await };
+        let (hive, provisioner) = (client.hive().clone(), &self.provisioner);
+        let (progress, work) =
+            provisioner.ensure_model_available(client, model, make_room, report)?;
+        if let Some(work) = work {
+            self.decide(|brain, _, _| brain.expect_fetch(&hive, model));
+            let stop = self.stop.clone();
+            self.spawn(async move { stop.run_until_cancelled_owned(work).await });
+            let told = self
+                .clone()
+                .tell_of_fetch(hive, model.clone(), progress.clone());
+            self.spawn(told);
+        }
+        Ok(progress)
+    }
+
+    /// Has a hive remove models so that another finds room. What it does not remove, since a worker
+    /// has just taken it, will be missing: then the fetch fails again.
+    async fn make_room(
+        self: &Arc<Self>,
+        client: &HiveClient,
+        model: &ModelRef,
+        missing_bytes: u64,
+    ) -> Result<(), String> {
+        let hive = client.hive();
+        let choose = |brain: &mut Brain| brain.make_disk_room(hive, model, missing_bytes);
+        let victims = self.decide(|brain, _, _| choose(brain))?;
+        for victim in &victims {
+            match client.remove_model(victim).await {
+                Ok(()) => {
+                    tracing::info!(%hive, model = %victim, for_model = %model, "removed a model");
+                }
+                Err(error) => tracing::warn!(%hive, model = %victim, %error, "the model stays"),
+            }
+        }
+        if let Some(last) = victims.last() {
+            self.wait_for_report(hive, last, false).await;
+        }
+        self.decide(|brain, now, out| brain.disk_room_made(now, hive, model, out));
+        Ok(())
+    }
+
+    /// Tells the brain how a fetch goes, until its end or the queen's.
+    async fn tell_of_fetch(
+        self: Arc<Self>,
+        hive: HiveId,
+        model: ModelRef,
+        mut progress: watch::Receiver<Progress>,
+    ) {
+        loop {
+            let now = progress.borrow_and_update().clone();
+            let result = match now {
+                Progress::Asked => None,
+                Progress::Downloading {
+                    bytes_downloaded,
+                    bytes_total,
+                    ..
+                } => {
+                    self.feed(Event::FetchProgress {
+                        hive: hive.clone(),
+                        model: model.clone(),
+                        bytes_downloaded,
+                        bytes_total,
+                    });
+                    None
+                }
+                Progress::Complete { local_path } => Some(Ok(local_path)),
+                Progress::Failed(error) => Some(Err(error)),
+            };
+            if let Some(result) = result {
+                return self.feed(Event::Fetched {
+                    hive,
+                    model,
+                    result,
+                });
+            }
+            if progress.changed().await.is_err() && !progress.borrow().is_last() {
+                return;
+            }
+        }
+    }
+
+    /// Has a hive report until it has the model, or has it no more, for as long as a call may take.
+    async fn wait_for_report(&self, id: &HiveId, model: &ModelRef, there: bool) {
+        let mut changes = self.fleet_changes.subscribe();
+        self.hives.order(id, Order::Check);
+        let is_so = || {
+            self.look(|brain, now| {
+                let hive = brain.view(now).hives.get(id);
+                // Older hives report no models.
+                hive.is_some_and(|hive| !hive.tells_models || has_model(hive, model) == there)
+            })
+        };
+        let reported = async { while !is_so() && changes.changed().await.is_ok() {} };
+        let reported = self.stop.run_until_cancelled(reported);
+        let patience = self.config.timeouts.hive_call;
+        if tokio::time::timeout(patience, reported).await.is_err() {
+            tracing::warn!(hive = %id, %model, "the hive's report is not what was expected");
+        }
+    }
+}
+
+fn does_not_run(id: &HiveId) -> Error {
+    Error::new(Code::HiveUnreachable, format!("hive {id} does not run"))
 }
 
 pub(super) fn no_hive(id: &HiveId) -> Error {
@@ -191,11 +306,7 @@ pub(super) fn no_hive(id: &HiveId) -> Error {
 
 /// Whether a hive has a model, under its reference or as an alias.
 pub(crate) fn has_model(hive: &Hive, model: &ModelRef) -> bool {
-    let reported = hive.capabilities().into_iter();
-    let mut models = reported.flat_map(|report| &report.models);
-    models.any(|known| {
-        known.model_ref == *model || known.aliases.iter().any(|alias| alias == model.as_str())
-    })
+    hive.model_named(model).is_some()
 }
 
 /// The hive that has the model, else the one that answers and has the most room.

@@ -1,5 +1,6 @@
 //! Where a request runs. A policy is a file; what is feasible is apart from what is best.
 
+mod fetching;
 mod least_loaded;
 mod placement;
 mod round_robin;
@@ -11,7 +12,7 @@ use crate::error::Error;
 pub use least_loaded::LeastLoaded;
 pub use placement::{place_another_worker, place_new_worker};
 pub use round_robin::RoundRobin;
-pub use view::{ClusterView, FailedLoad, Hive, Workers};
+pub use view::{ClusterView, FailedFetch, FailedLoad, Fetch, Hive, Workers};
 
 /// A group of waiting requests that may run in the same places.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +58,11 @@ pub enum Placement {
     },
     /// First start this hive, then ask again.
     StartHive(HiveId),
+    /// First have this hive fetch the model, then ask again.
+    Provision {
+        /// The hive.
+        hive: HiveId,
+    },
     /// First start a worker, then ask again.
     Spawn {
         /// On this hive.

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::fetching::place_fetch;
 use super::{ClusterView, Hive, Placement, PlacementRequest};
 use crate::domain::{Device, HiveStatus, ModelRef};
 use crate::error::{Code, Error};
 
 /// What to do for a model that no worker can take a request for now: wait for one that is busy or
 /// loads, spawn one on the hive and device with the most free memory that fits it, start a hive
-/// that could, or refuse. Policies share it.
+/// that could, have a hive fetch the model if none has it, or refuse. Policies share it.
 ///
 /// A stopped hive counts with its stored report; one that never reported is started last. An
 /// unknown need of memory counts as fitting.
@@ -22,7 +23,10 @@ pub fn place_new_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) 
         return Placement::Reject(error);
     }
     match place_worker(request, view, true) {
-        Placement::Reject(error) => Placement::Reject(silent(request, view).unwrap_or(error)),
+        Placement::Reject(error) => match silent(request, view) {
+            Some(silent) => Placement::Reject(silent),
+            None => place_fetch(request, view).unwrap_or(Placement::Reject(error)),
+        },
         elsewhere => elsewhere,
     }
 }
@@ -40,18 +44,7 @@ fn place_worker(
     view: &ClusterView<'_>,
     mindful: bool,
 ) -> Placement {
-    let allowed: Vec<&Hive> = view
-        .hives
-        .values()
-        .filter(|hive| {
-            request
-                .constraints
-                .hive
-                .as_ref()
-                .is_none_or(|id| id == hive.id())
-        })
-        .filter(|hive| !hive.draining)
-        .collect();
+    let allowed: Vec<&Hive> = allowed(request, view).collect();
     if allowed.is_empty()
         && let Some(error) = drained(request, view)
     {
@@ -117,8 +110,18 @@ fn roomiest<'a>(
         .map(|(_, hive, device)| (hive, device))
 }
 
+/// The hives that the request allows.
+pub(super) fn allowed<'a>(
+    request: &PlacementRequest<'a>,
+    view: &ClusterView<'a>,
+) -> impl Iterator<Item = &'a Hive> + use<'a> {
+    let only = request.constraints.hive.as_ref();
+    let hives = view.hives.values();
+    hives.filter(move |hive| only.is_none_or(|id| id == hive.id()))
+}
+
 /// The devices of a hive that the request allows.
-fn devices<'a>(
+pub(super) fn devices<'a>(
     request: &PlacementRequest<'_>,
     hive: &'a Hive,
 ) -> impl Iterator<Item = &'a Device> + use<'a> {
@@ -238,6 +241,20 @@ fn unreachable(hive: &Hive, view: &ClusterView<'_>) -> Option<Error> {
 }
 
 fn not_found(model: &ModelRef, view: &ClusterView<'_>) -> Error {
+    let there_is = there_is(view);
+    let hint = match model.is_fetchable() && !view.auto_download {
+        true => "; a hive fetches it on POST /v2/models/download",
+        false => "",
+    };
+    Error::new(
+        Code::ModelNotFound,
+        format!("no hive has model {model}; {there_is}{hint}"),
+    )
+    .param("model")
+}
+
+/// What models there are, for whoever asked for another.
+pub(super) fn there_is(view: &ClusterView<'_>) -> String {
     const SHOWN: usize = 20;
     let models = view
         .hives
@@ -255,7 +272,7 @@ fn not_found(model: &ModelRef, view: &ClusterView<'_>) -> Error {
     let known: BTreeSet<String> = on_disk
         .chain(running.map(|worker| worker.spec.model.to_string()))
         .collect();
-    let there_is = match known.len() {
+    match known.len() {
         0 => "there is no model yet: put one into a hive's models folder".to_owned(),
         n if n > SHOWN => {
             let first: Vec<&str> = known.iter().take(SHOWN).map(String::as_str).collect();
@@ -265,12 +282,7 @@ fn not_found(model: &ModelRef, view: &ClusterView<'_>) -> Error {
             "there is {}",
             Vec::from_iter(known.iter().map(String::as_str)).join(", ")
         ),
-    };
-    Error::new(
-        Code::ModelNotFound,
-        format!("no hive has model {model}; {there_is}"),
-    )
-    .param("model")
+    }
 }
 
 fn no_device(request: &PlacementRequest<'_>, hive: &Hive) -> Error {

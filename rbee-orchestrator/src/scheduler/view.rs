@@ -95,6 +95,65 @@ pub struct Hive {
     pub gave_up: bool,
     /// Until when it gets no new workers, since it was lost again and again.
     pub unsteady_until: Mono,
+    /// Models on their way to it.
+    pub fetches: Vec<Fetch>,
+    /// Fetches that failed not long ago, and are not to be tried again yet.
+    pub failed_fetches: Vec<FailedFetch>,
+    /// Whether its reports name its models; older hives have none.
+    pub tells_models: bool,
+}
+
+/// A model on its way to a hive.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    /// The model, as it was asked for.
+    pub model: ModelRef,
+    /// Bytes that are there.
+    pub bytes_downloaded: u64,
+    /// Bytes of the whole model; 0 when unknown.
+    pub bytes_total: u64,
+    /// Models that are being removed to make room for it: nothing is to use them any more.
+    pub removing: Vec<ModelRef>,
+    /// When those who wait were told last how far it is.
+    pub told: Option<Mono>,
+}
+
+impl Fetch {
+    /// One that begins.
+    #[must_use]
+    pub fn new(model: ModelRef) -> Self {
+        Fetch {
+            model,
+            bytes_downloaded: 0,
+            bytes_total: 0,
+            removing: Vec::new(),
+            told: None,
+        }
+    }
+
+    /// How far it is, for people; `None` before its first byte.
+    #[must_use]
+    pub fn progress(&self) -> Option<String> {
+        match (self.bytes_downloaded, self.bytes_total) {
+            (0, 0) => None,
+            (bytes, 0) => Some(format!("{} MiB", bytes >> 20)),
+            (bytes, total) => {
+                let percent = u128::from(bytes) * 100 / u128::from(total);
+                Some(format!("{} %", percent.min(100)))
+            }
+        }
+    }
+}
+
+/// A fetch that failed.
+#[derive(Debug, Clone)]
+pub struct FailedFetch {
+    /// Of this model, as it was asked for.
+    pub model: ModelRef,
+    /// Until when it is not tried again, unless an administrator orders it.
+    pub until: Mono,
+    /// Why it failed.
+    pub error: Error,
 }
 
 /// A load that failed.
@@ -126,6 +185,9 @@ impl Hive {
             draining: false,
             gave_up: false,
             unsteady_until: Mono::default(),
+            fetches: Vec::new(),
+            failed_fetches: Vec::new(),
+            tells_models: true,
         }
     }
 
@@ -149,6 +211,26 @@ impl Hive {
         self.failed_loads.retain(other);
     }
 
+    /// A model on its way.
+    #[must_use]
+    pub fn fetch(&self, model: &ModelRef) -> Option<&Fetch> {
+        self.fetches.iter().find(|fetch| fetch.model == *model)
+    }
+
+    /// Whether a model is being removed to make room for another.
+    #[must_use]
+    pub fn is_removing(&self, model: &ModelRef) -> bool {
+        let mut fetches = self.fetches.iter();
+        fetches.any(|fetch| fetch.removing.contains(model))
+    }
+
+    /// The fetch of a model that failed, not long ago.
+    #[must_use]
+    pub fn failed_fetch(&self, model: &ModelRef, now: Mono) -> Option<&FailedFetch> {
+        let mut fetches = self.failed_fetches.iter();
+        fetches.find(|fetch| fetch.model == *model && fetch.until > now)
+    }
+
     /// Leaves a device out until then.
     pub fn leave_out(&mut self, device: u32, until: Mono) {
         self.full_devices.retain(|(index, _)| *index != device);
@@ -165,6 +247,15 @@ impl Hive {
     #[must_use]
     pub fn capabilities(&self) -> Option<&Capabilities> {
         self.record.capabilities.as_ref()
+    }
+
+    /// A model on its disk that goes by this name.
+    #[must_use]
+    pub fn model_named(&self, name: &ModelRef) -> Option<&HiveModel> {
+        let mut models = self.capabilities()?.models.iter();
+        models.find(|model| {
+            model.model_ref == *name || model.aliases.iter().any(|alias| alias == name.as_str())
+        })
     }
 
     /// A model on its disk.
@@ -184,6 +275,8 @@ pub struct ClusterView<'a> {
     pub workers: &'a Workers,
     /// The hives, by name.
     pub hives: &'a BTreeMap<HiveId, Hive>,
+    /// Whether a request may have a hive fetch a model.
+    pub auto_download: bool,
     /// The time that hives' exclusions are held against.
     pub now: Mono,
 }

@@ -49,7 +49,7 @@ impl Scheduler for Nonsense {
         let mut ids: Vec<WorkerId> = view.workers.iter().map(|w| w.spec.id.clone()).collect();
         ids.sort_unstable();
         ids.push(worker("unknown"));
-        match dice.below(6) {
+        match dice.below(7) {
             0 => Placement::Wait,
             1 => Placement::Spawn {
                 hive: hive(HIVES[dice.below(3)]),
@@ -62,6 +62,9 @@ impl Scheduler for Nonsense {
             4 => Placement::Route {
                 worker: ids[dice.below(ids.len())].clone(),
                 why: "because".into(),
+            },
+            5 => Placement::Provision {
+                hive: hive(HIVES[dice.below(3)]),
             },
             _ => LeastLoaded.place(request, view),
         }

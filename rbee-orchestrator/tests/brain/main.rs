@@ -6,6 +6,7 @@
 )]
 
 mod dice;
+mod eviction;
 mod fairness;
 mod fleet;
 mod health;
@@ -15,6 +16,7 @@ mod odd_schedulers;
 mod parts;
 mod placement;
 mod pressure;
+mod provisioning;
 mod queue;
 mod random;
 mod requests;

@@ -52,6 +52,7 @@ fn a_request_that_is_sent_nowhere_sensible_waits_and_times_out() {
         spawn("unknown", 0),
         Placement::StartHive(hive("unknown")),
         Placement::StartHive(hive("a")),
+        Placement::Provision { hive: hive("a") },
         Placement::Wait,
     ];
     for says in nonsense {

@@ -1,6 +1,7 @@
 //! Random interleavings of everything that can happen, in any order and at any time. A failure
 //! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed.
 
+mod fetches;
 mod invariants;
 mod jobs;
 
@@ -11,18 +12,31 @@ use std::time::Duration;
 use rbee_orchestrator::brain::{Event, JobRequest, SeenState, SpawnOrder};
 use rbee_orchestrator::config::{Capacity, Config, QuotaPolicy, WhenFull};
 use rbee_orchestrator::domain::{
-    Attempt, JobId, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
+    Attempt, HiveId, JobId, ModelRef, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
 };
 use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
 
 use crate::dice::{Dice, HIVES, Nonsense};
-use crate::parts::{BIG, SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
+use crate::parts::{
+    BIG, SMOL, call, device, failed, hive, on_disk, report, secs, seen, spec, worker,
+};
 use crate::world::World;
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 400;
-const MODELS: [&str; 6] = ["smol", "tiny", SMOL, BIG, "nonsense", "hf:nonsense"];
+const MODELS: [&str; 9] = [
+    "smol",
+    "tiny",
+    SMOL,
+    BIG,
+    "nonsense",
+    "hf:nonsense",
+    "org/repo",
+    REPO,
+    "hf:org/other",
+];
+const REPO: &str = "hf:org/repo";
 
 /// A lease that is out: the router has it.
 type Lease = (JobId, Attempt, WorkerId);
@@ -43,6 +57,8 @@ struct Run {
     /// Ids that were ever seen, to be named again at the wrong time.
     workers: Vec<WorkerId>,
     spawning: Vec<WorkerId>,
+    /// Fetches that hives were asked for, and that have not ended.
+    fetching: Vec<(HiveId, ModelRef)>,
 }
 
 fn config(seed: u64) -> Config {
@@ -106,6 +122,7 @@ impl Run {
             returned: Vec::new(),
             workers: vec![worker("x-0"), worker("x-1"), worker("x-2")],
             spawning: Vec::new(),
+            fetching: Vec::new(),
         }
     }
 
@@ -122,7 +139,7 @@ impl Run {
         // A call that is held for a spawn may change a worker that just took work, when the last
         // spawn in flight is forgotten.
         let no_call_is_held = self.spawning.is_empty();
-        match self.dice.below(26) {
+        match self.dice.below(28) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
             10 => self.cancel(),
@@ -150,6 +167,7 @@ impl Run {
                 return self.check(no_call_is_held);
             }
             23..=24 => self.confirm_or_withdraw(),
+            25..=26 => self.fetch_event(),
             _ if self.dice.one_in(12) => self.restart(seed),
             _ if self.world.awake && self.dice.one_in(2) => {
                 self.stand_still();
@@ -221,7 +239,14 @@ impl Run {
                 let free = |dice: &mut Dice| dice.below(12) as u64;
                 let devices = [0, 1].map(|at| device(at, "cpu", free(&mut self.dice)));
                 let some = self.dice.below(3);
-                self.world.report(name, report(&devices[..some]), listed);
+                let mut report = report(&devices[..some]);
+                if self.dice.one_in(3) {
+                    let aliases = [REPO, "org/repo"];
+                    report
+                        .models
+                        .push(on_disk("hf:org/repo/m.gguf", &aliases, 1));
+                }
+                self.world.report(name, report, listed);
             }
         }
         self.check(in_order);

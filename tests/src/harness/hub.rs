@@ -16,8 +16,7 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Shared {
-    file: String,
-    content: Vec<u8>,
+    files: Vec<(String, Vec<u8>)>,
     gate: Mutex<Gate>,
     opened: Condvar,
 }
@@ -26,6 +25,13 @@ struct Shared {
 struct Gate {
     is_open: bool,
     downloads: usize,
+    /// The answer to every request, while there is one.
+    refusal: Option<u16>,
+    /// How many bytes of a file come before the connection breaks.
+    cut_at: Option<usize>,
+    /// Where the transfers began.
+    begins: Vec<usize>,
+    lies: bool,
 }
 
 impl Hub {
@@ -35,11 +41,22 @@ impl Hub {
     /// When there is no free port.
     #[must_use]
     pub fn with(file: &str, content: &[u8]) -> Self {
+        Self::with_files(&[(file, content)])
+    }
+
+    /// The same with several files.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    #[must_use]
+    pub fn with_files(files: &[(&str, &[u8])]) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
-            file: file.to_owned(),
-            content: content.to_vec(),
+            files: files
+                .iter()
+                .map(|(file, content)| ((*file).to_owned(), content.to_vec()))
+                .collect(),
             gate: Mutex::default(),
             opened: Condvar::new(),
         });
@@ -68,7 +85,44 @@ impl Hub {
     /// # Panics
     /// After a panic of another thread.
     pub fn open(&self) {
-        self.shared.gate.lock().expect("no panic").is_open = true;
+        self.change(|gate| gate.is_open = true);
+    }
+
+    /// Answers every request with that status, or none.
+    ///
+    /// # Panics
+    /// After a panic of another thread.
+    pub fn refuse(&self, status: Option<u16>) {
+        self.change(|gate| gate.refusal = status);
+    }
+
+    /// Breaks each connection after so many bytes of a file, or none.
+    ///
+    /// # Panics
+    /// After a panic of another thread.
+    pub fn cut_at(&self, bytes: Option<usize>) {
+        self.change(|gate| gate.cut_at = bytes);
+    }
+
+    /// Gives a wrong checksum from now on.
+    ///
+    /// # Panics
+    /// After a panic of another thread.
+    pub fn lie(&self) {
+        self.change(|gate| gate.lies = true);
+    }
+
+    /// Where the transfers began, the first one first.
+    ///
+    /// # Panics
+    /// After a panic of another thread.
+    #[must_use]
+    pub fn begins(&self) -> Vec<usize> {
+        self.shared.gate.lock().expect("no panic").begins.clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Gate)) {
+        change(&mut self.shared.gate.lock().expect("no panic"));
         self.shared.opened.notify_all();
     }
 
@@ -100,45 +154,79 @@ impl Shared {
                 .map(str::to_owned)
                 .or(range);
         }
+        let refusal = self.gate.lock().expect("no panic").refusal;
+        if let Some(status) = refusal {
+            let head = "connection: close\r\ncontent-length: 0";
+            return write!(stream, "HTTP/1.1 {status} No\r\n{head}\r\n\r\n");
+        }
         if path == "/api/models/org/repo/revision/main" {
-            let body = format!(
-                r#"{{"siblings":[{{"rfilename":"{}"}}],"sha":"{COMMIT}"}}"#,
-                self.file
-            );
+            let files = self.files.iter();
+            let files: Vec<String> = files
+                .map(|(file, _)| format!(r#"{{"rfilename":"{file}"}}"#))
+                .collect();
+            let files = files.join(",");
+            let body = format!(r#"{{"siblings":[{files}],"sha":"{COMMIT}"}}"#);
             return write!(
                 stream,
                 "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
             );
         }
-        if path != format!("/org/repo/resolve/main/{}", self.file) {
+        let file = path.strip_prefix("/org/repo/resolve/main/");
+        let file = file.and_then(|file| self.files.iter().find(|(name, _)| name == file));
+        let Some((name, content)) = file else {
             let head = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
             return stream.write_all(head.as_bytes());
+        };
+        if first.starts_with("HEAD ") {
+            let length = content.len();
+            let head = format!("connection: close\r\netag: \"v1\"\r\ncontent-length: {length}");
+            return write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
         }
-        self.send(&mut stream, &range.unwrap_or_else(|| "0-".to_owned()))
+        let range = range.unwrap_or_else(|| "0-".to_owned());
+        self.send(&mut stream, name, content, &range)
     }
 
-    fn send(&self, stream: &mut TcpStream, range: &str) -> io::Result<()> {
-        let total = self.content.len();
+    fn send(
+        &self,
+        stream: &mut TcpStream,
+        name: &str,
+        content: &[u8],
+        range: &str,
+    ) -> io::Result<()> {
+        let total = content.len();
+        // A checksum is 64 digits; anything else is not taken for one.
+        let etag = match self.gate.lock().expect("no panic").lies {
+            true => "0".repeat(64),
+            false => name.chars().filter(char::is_ascii_alphanumeric).collect(),
+        };
         let (from, to) = range.split_once('-').unwrap_or((range, ""));
         let from: usize = from.parse().unwrap_or(0);
         let to = to.parse().map_or(total, |last: usize| last + 1).min(total);
         write!(
             stream,
             "HTTP/1.1 206 Partial Content\r\nconnection: close\r\nx-repo-commit: {COMMIT}\r\n\
-             etag: \"abc\"\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{total}\r\n\r\n",
+             etag: \"{etag}\"\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{total}\r\n\r\n",
             to - from,
             to - 1
         )?;
         if range == "0-0" {
-            return stream.write_all(&self.content[..1]);
+            return stream.write_all(&content[..1]);
         }
         let half = (total / 2).clamp(from, to);
-        stream.write_all(&self.content[from..half])?;
+        let cut_at = {
+            let mut gate = self.gate.lock().expect("no panic");
+            gate.begins.push(from);
+            gate.cut_at
+        };
+        if let Some(cut) = cut_at {
+            return stream.write_all(&content[from..cut.clamp(from, to)]);
+        }
+        stream.write_all(&content[from..half])?;
         let mut gate = self.gate.lock().expect("no panic");
         gate.downloads += 1;
         let open = self.opened.wait_while(gate, |gate| !gate.is_open);
         drop(open.expect("no panic"));
-        stream.write_all(&self.content[half..to])
+        stream.write_all(&content[half..to])
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::body::Body;
 use crate::error::{ApiError, Result};
 use crate::hive::Hive;
-use crate::models::{self, HubRef, Stage};
+use crate::models::{self, SourceRef, Stage};
 use crate::worker::State as WorkerState;
 
 /// How long a caller waits for the hub's first word, which tells if it can be fetched at all.
@@ -60,7 +60,7 @@ pub(super) async fn download(
         Missing::Nothing(path) => {
             return Ok(Json(json!({"download_id": "cached", "local_path": path})));
         }
-        Missing::OnHub(reference) => reference,
+        Missing::At(reference) => reference,
     };
     let download = models::download(&hive, &reference)?;
     let mut stage = download.follow();
@@ -87,27 +87,28 @@ pub(super) async fn download(
 enum Missing {
     /// It is here.
     Nothing(std::path::PathBuf),
-    OnHub(HubRef),
+    At(SourceRef),
 }
 
 fn missing(hive: &Hive, model_ref: &str) -> Result<Missing> {
-    let Some(reference) = HubRef::parse(model_ref) else {
+    let Some(reference) = SourceRef::parse(model_ref) else {
         let found = hive.catalog.find(model_ref, "");
         return match found {
             Ok(model) => Ok(Missing::Nothing(model.path)),
-            Err(error) if model_ref.starts_with("http") => {
-                let message = "this hive fetches from the hub only; put the file into its folder";
-                Err(ApiError::not_implemented(format!(
-                    "{}; {message}",
-                    error.message
-                )))
-            }
+            Err(_) if model_ref.starts_with("http") => Err(ApiError::invalid(format!(
+                "{model_ref:?} can't be fetched: it must be https://host/path/file, with \
+                 #sha256=… if wanted, and without user, query or escapes"
+            ))),
             Err(error) => Err(error),
         };
     };
+    if !hive.catalog.could_be_served(&reference) {
+        let message = format!("no engine of this hive serves a file like {reference}");
+        return Err(ApiError::invalid(message));
+    }
     Ok(match hive.catalog.fetched(&reference) {
         Some(model) => Missing::Nothing(model.path),
-        None => Missing::OnHub(reference),
+        None => Missing::At(reference),
     })
 }
 

@@ -10,12 +10,14 @@ use std::time::SystemTime;
 use super::gguf::{self, Header};
 use super::hub::{self, HubRef};
 use super::memory;
+use super::source::SourceRef;
 use super::split::{Split, stem};
+use super::web::{self, WebRef};
 use crate::error::{ApiError, Result};
 
 /// Folders below the models folder that are looked into.
 const DEPTH: usize = 3;
-/// The same below `hf`: repositories have folders of their own.
+/// The same below `hf` and `https`: repositories and hosts have folders of their own.
 const HUB_DEPTH: usize = 6;
 const MOST_FILES: usize = 10_000;
 /// Models named in an error message.
@@ -94,6 +96,7 @@ impl Catalog {
         };
         walk(&self.folder, DEPTH, &mut take);
         walk(&self.folder.join("hf"), HUB_DEPTH, &mut take);
+        walk(&WebRef::root(&self.folder), HUB_DEPTH, &mut take);
         files.sort();
         files.dedup();
         let parts: HashSet<PathBuf> = files.iter().cloned().collect();
@@ -130,6 +133,8 @@ impl Catalog {
                     },
                 )
             })
+        } else if let Some(reference) = WebRef::parse(model_ref) {
+            by_address(&models, &reference)
         } else {
             let is_named = |model: &&Model| model.aliases.iter().any(|alias| alias == model_ref);
             models.iter().find(is_named)
@@ -139,9 +144,27 @@ impl Catalog {
             .ok_or_else(|| self.not_found(model_ref, &models))
     }
 
-    /// The model of exactly this revision, if it is here.
-    pub(crate) fn fetched(&self, reference: &HubRef) -> Option<Model> {
-        by_repository(&self.models(), reference).cloned()
+    /// The model of exactly this revision, or with exactly this checksum, if it is here.
+    pub(crate) fn fetched(&self, reference: &SourceRef) -> Option<Model> {
+        let models = self.models();
+        match reference {
+            SourceRef::Hub(reference) => by_repository(&models, reference).cloned(),
+            SourceRef::Web(reference) => {
+                let is_it = |model: &&Model| {
+                    let wanted = reference.sha256.as_ref();
+                    wanted.is_none() || wanted == web::known_sha256(&model.path).as_ref()
+                };
+                by_address(&models, reference).filter(is_it).cloned()
+            }
+        }
+    }
+
+    /// Whether an engine serves such files.
+    pub(crate) fn could_be_served(&self, reference: &SourceRef) -> bool {
+        match reference {
+            SourceRef::Hub(_) => true,
+            SourceRef::Web(reference) => self.is_model(&reference.file(&self.folder)),
+        }
     }
 
     /// Deletes a model's files; gives the bytes that this frees.
@@ -152,6 +175,7 @@ impl Catalog {
                 model.path.display()
             )));
         }
+        let _ = fs::remove_file(web::beside(&model.path));
         for file in Split::files(&model.path) {
             fs::remove_file(&file).map_err(|error| {
                 ApiError::internal(format!("can't delete {}: {error}", file.display()))
@@ -214,10 +238,11 @@ impl Catalog {
         let relative = path.strip_prefix(&self.folder).ok()?;
         let names: Option<Vec<&str>> = relative.iter().map(|name| name.to_str()).collect();
         let names = names?;
-        let reference = match HubRef::at(&names) {
-            Some(reference) => reference.to_string(),
-            None => format!("file:{}", names.join("/")),
-        };
+        let hub = HubRef::at(&names).map(|reference| reference.to_string());
+        let web = || WebRef::at(&names).map(|reference| reference.to_string());
+        let reference = hub
+            .or_else(web)
+            .unwrap_or_else(|| format!("file:{}", names.join("/")));
         check_name(&reference).is_ok().then_some(reference)
     }
 
@@ -303,6 +328,15 @@ impl Catalog {
                 names.push((repository.to_string(), model.path.clone()));
             }
         }
+        for model in models
+            .iter()
+            .filter(|model| model.model_ref.starts_with("https:"))
+        {
+            if let Some(sha256) = web::known_sha256(&model.path) {
+                let name = format!("{}#sha256={sha256}", model.model_ref);
+                names.push((name, model.path.clone()));
+            }
+        }
         for (name, path) in names {
             if taken.insert(name.clone())
                 && let Some(model) = models.iter_mut().find(|model| model.path == path)
@@ -311,6 +345,11 @@ impl Catalog {
             }
         }
     }
+}
+
+fn by_address<'m>(models: &'m [Model], wanted: &WebRef) -> Option<&'m Model> {
+    let address = wanted.to_string();
+    models.iter().find(|model| model.model_ref == address)
 }
 
 /// Of several files of a repository, the best.

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::hub::HubRef;
 use super::progress::Stage;
+use super::source::SourceRef;
 use crate::error::{ApiError, Result};
 use crate::hive::Hive;
 
@@ -23,8 +23,8 @@ const MOST: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Download {
     pub(crate) id: String,
-    reference: HubRef,
-    /// `None` until the hub has answered.
+    reference: SourceRef,
+    /// `None` until the source has answered.
     stage: watch::Sender<Option<Stage>>,
 }
 
@@ -50,7 +50,7 @@ impl Downloads {
 
     /// Whether the model with this reference is on its way.
     pub(crate) fn has(&self, model_ref: &str) -> bool {
-        let Some(model) = HubRef::parse(model_ref) else {
+        let Some(model) = SourceRef::parse(model_ref) else {
             return false;
         };
         self.lock()
@@ -64,7 +64,7 @@ impl Downloads {
 }
 
 /// The download of this model: the one that runs, or a new one.
-pub(crate) fn start(hive: &Hive, reference: &HubRef) -> Result<Arc<Download>> {
+pub(crate) fn start(hive: &Hive, reference: &SourceRef) -> Result<Arc<Download>> {
     let key = reference.to_string();
     let mut running = hive.downloads.lock();
     if let Some(download) = running.get(&key) {

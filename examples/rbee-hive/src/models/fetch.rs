@@ -1,4 +1,4 @@
-//! `rbee-hive fetch`: one model from the hub into the models folder.
+//! `rbee-hive fetch`: one model from elsewhere, mostly from the hub, into the models folder.
 //!
 //! A process of its own, since a transfer that hangs can only be ended from outside: the hub's
 //! client blocks and has no time-outs. What was fetched stays and is gone on with the next time.
@@ -15,16 +15,18 @@ use hf_hub::{Cache, Repo, RepoType};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::fetch_web;
 use super::hub::{self, HubRef, MAIN};
 use super::progress::{Meter, Stage, print};
+use super::source::SourceRef;
 use super::split::Split;
 use crate::devices::disk_free_bytes;
 use crate::error::{ApiError, Result};
 
 /// Parts of files, below the models folder; hidden, so that no part is taken for a model.
-const PARTS: &str = ".fetch";
+pub(super) const PARTS: &str = ".fetch";
 const LOOK_AT_LOCK: Duration = Duration::from_secs(1);
-const READ_SIZE: usize = 1 << 20;
+pub(super) const READ_SIZE: usize = 1 << 20;
 
 /// Fetches, and prints how it goes. Says whether the model is there.
 pub(crate) fn run(model_ref: &str, folder: &Path, keep_free: u64) -> bool {
@@ -41,22 +43,28 @@ pub(crate) fn run(model_ref: &str, folder: &Path, keep_free: u64) -> bool {
 }
 
 fn fetch(model_ref: &str, folder: &Path, keep_free: u64) -> Result<PathBuf> {
-    let reference = HubRef::parse(model_ref).ok_or_else(|| {
-        ApiError::invalid(format!(
-            "{model_ref:?} is not hf:org/repo, hf:org/repo/file or hf:org/repo@revision::file=path"
-        ))
-    })?;
-    let source = Source::open(&reference, folder)?;
-    let names = source.names(&reference)?;
+    match SourceRef::parse(model_ref) {
+        Some(SourceRef::Hub(reference)) => fetch_from_hub(&reference, folder, keep_free),
+        Some(SourceRef::Web(reference)) => fetch_web::fetch(&reference, folder, keep_free),
+        None => Err(ApiError::invalid(format!(
+            "{model_ref:?} is not hf:org/repo, hf:org/repo/file, hf:org/repo@revision::file=path or \
+             https://host/path"
+        ))),
+    }
+}
+
+fn fetch_from_hub(reference: &HubRef, folder: &Path, keep_free: u64) -> Result<PathBuf> {
+    let source = Source::open(reference, folder)?;
+    let names = source.names(reference)?;
     let files: Vec<Remote> = names
         .into_iter()
         .map(|name| source.look_up(name))
         .collect::<Result<_>>()?;
     let total = files.iter().map(|file| file.size).sum();
     let mut meter = Meter::new(total);
-    let _lock = lock(&files[0], &meter)?;
+    let _lock = lock(&files[0].part, &meter)?;
     let here: u64 = files.iter().map(Remote::bytes_here).sum();
-    check_room(&reference, folder, total.saturating_sub(here), keep_free)?;
+    check_room(&source.name, folder, total.saturating_sub(here), keep_free)?;
     meter.report();
     for file in &files {
         if !file.is_here() {
@@ -67,7 +75,12 @@ fn fetch(model_ref: &str, folder: &Path, keep_free: u64) -> Result<PathBuf> {
     Ok(files[0].path.clone())
 }
 
-fn check_room(reference: &HubRef, folder: &Path, needed: u64, keep_free: u64) -> Result<()> {
+pub(super) fn check_room(
+    reference: &str,
+    folder: &Path,
+    needed: u64,
+    keep_free: u64,
+) -> Result<()> {
     let Some(free) = disk_free_bytes(folder) else {
         return Ok(());
     };
@@ -85,8 +98,8 @@ fn check_room(reference: &HubRef, folder: &Path, needed: u64, keep_free: u64) ->
 }
 
 /// Held while the process lives: two hives may share a folder. Says that it waits.
-fn lock(file: &Remote, meter: &Meter) -> Result<File> {
-    let path = file.part.with_extension("fetch");
+pub(super) fn lock(part: &Path, meter: &Meter) -> Result<File> {
+    let path = part.with_extension("fetch");
     let opened = fs::create_dir_all(path.parent().unwrap_or(&path))
         .and_then(|()| File::options().create(true).append(true).open(&path))
         .map_err(|error| on_disk(&path, &error))?;
@@ -261,12 +274,12 @@ impl Remote {
     }
 }
 
-fn length(path: &Path) -> Option<u64> {
+pub(super) fn length(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|about| about.len())
 }
 
 /// Ticks while it reads: whoever watches must not take a long check for a stall.
-fn sha256(path: &Path, meter: &mut Meter) -> io::Result<String> {
+pub(super) fn sha256(path: &Path, meter: &mut Meter) -> io::Result<String> {
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     let mut buffer = vec![0; READ_SIZE];
     loop {
@@ -280,11 +293,20 @@ fn sha256(path: &Path, meter: &mut Meter) -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn on_disk(path: &Path, error: &io::Error) -> ApiError {
+fn disk_full(what: &str) -> ApiError {
+    let status = StatusCode::INSUFFICIENT_STORAGE;
+    let message = format!("the disk is full; there is no room for {what}: remove a model");
+    ApiError::new(status, "INSUFFICIENT_DISK", message)
+}
+
+pub(super) fn on_disk(path: &Path, error: &io::Error) -> ApiError {
+    if error.kind() == io::ErrorKind::StorageFull {
+        return disk_full(&path.display().to_string());
+    }
     ApiError::internal(format!("can't write {}: {error}", path.display()))
 }
 
-fn download_failed(message: String) -> ApiError {
+pub(super) fn download_failed(message: String) -> ApiError {
     ApiError::new(StatusCode::BAD_GATEWAY, "DOWNLOAD_FAILED", message)
 }
 
@@ -295,14 +317,21 @@ fn failed(what: &str, error: &HubError) -> ApiError {
             ureq::Error::StatusCode(status) => Some(status),
             _ => None,
         },
+        HubError::IoError(error) if error.kind() == io::ErrorKind::StorageFull => {
+            return disk_full(what);
+        }
         _ => None,
     };
     match status {
         Some(404) => ApiError::model_not_found(format!("the hub has no {what}")),
-        // The hub says so too of a repository that is not there.
-        Some(status @ (401 | 403)) => download_failed(format!(
-            "the hub refuses {what} ({status}): it is private, gated or not there; accept its \
-             terms and give the hive a token in HF_TOKEN"
+        // What the hub says to a stranger of a repository that is not there.
+        Some(401) => ApiError::model_not_found(format!(
+            "the hub has no {what} that this hive may see (401): it is not there, or private; if it \
+             is there, give the hive a token in HF_TOKEN"
+        )),
+        Some(403) => download_failed(format!(
+            "the hub refuses {what} (403): accept its terms on the hub, and give the hive a token \
+             in HF_TOKEN"
         )),
         _ => download_failed(format!(
             "fetching {what} failed: {error}; ask again, and it goes on where it stopped"

@@ -118,7 +118,7 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('.') && text.chars().all(is_allowed)
 }
 
-fn is_file_name(text: &str) -> bool {
+pub(super) fn is_file_name(text: &str) -> bool {
     let is_allowed = |c: char| !c.is_control() && !"\\?#%:".contains(c);
     !text.is_empty() && !text.starts_with('.') && text.chars().all(is_allowed)
 }

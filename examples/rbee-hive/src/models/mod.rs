@@ -3,14 +3,17 @@
 mod catalog;
 mod downloads;
 mod fetch;
+mod fetch_web;
 mod gguf;
 mod hub;
 mod memory;
 mod progress;
+mod source;
 mod split;
+mod web;
 
 pub(crate) use catalog::{Catalog, Model};
 pub(crate) use downloads::{Downloads, start as download};
 pub(crate) use fetch::run as fetch;
-pub(crate) use hub::HubRef;
 pub(crate) use progress::Stage;
+pub(crate) use source::SourceRef;

@@ -15,14 +15,14 @@ fn home(hub: &Hub) -> Home {
     home
 }
 
-async fn ask(hive: &Hive, model_ref: &str) -> (u16, Value) {
+pub(crate) async fn ask(hive: &Hive, model_ref: &str) -> (u16, Value) {
     let body = json!({"model_ref": model_ref});
     let (status, answer) = hive.post("/v1/models/download", &body).await;
     (status.as_u16(), answer)
 }
 
 /// Asks, and gives the last of the download's events.
-async fn fetch(hive: &Hive, model_ref: &str) -> Value {
+pub(crate) async fn fetch(hive: &Hive, model_ref: &str) -> Value {
     let (status, answer) = ask(hive, model_ref).await;
     if status != 200 {
         return answer["error"].clone();
@@ -56,7 +56,7 @@ async fn events(hive: &Hive, id: &str) -> Vec<Value> {
         .collect()
 }
 
-async fn is_listed(hive: &Hive, model_ref: &str) -> bool {
+pub(crate) async fn is_listed(hive: &Hive, model_ref: &str) -> bool {
     let list = hive.get("/v1/models/list").await.unwrap();
     let models = list["models"].as_array().unwrap().iter();
     models
@@ -170,7 +170,7 @@ async fn what_the_hub_refuses_is_told_with_what_to_do() {
     let home = home(&hub);
     let hive = home.start().await;
     for (status, answer, code, named) in [
-        (401, 502, "DOWNLOAD_FAILED", "HF_TOKEN"),
+        (401, 404, "MODEL_NOT_FOUND", "HF_TOKEN"),
         (404, 404, "MODEL_NOT_FOUND", "org/repo"),
         (500, 502, "DOWNLOAD_FAILED", "500"),
     ] {
@@ -187,7 +187,8 @@ async fn what_the_hub_refuses_is_told_with_what_to_do() {
         ("hf:org/repo/none.gguf", 404),
         ("hf:org", 404),
         ("hf:org/../x", 400),
-        ("https://example.org/m.gguf", 501),
+        ("https://example.org/m.txt", 400),
+        ("https://user:secret@example.org/m.gguf", 400),
         ("file:none.gguf", 404),
     ] {
         let (got, body) = ask(&hive, model).await;

@@ -11,3 +11,4 @@ mod logs;
 mod refusals;
 mod support;
 mod survival;
+mod web;

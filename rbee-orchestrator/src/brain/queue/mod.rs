@@ -54,6 +54,8 @@ pub(super) enum Waits {
     Slot,
     /// A hive that starts.
     Hive(HiveId),
+    /// A hive that fetches the model.
+    Fetch(HiveId),
     /// A worker that loads.
     Load(WorkerId),
     /// A worker that is being checked.
@@ -84,8 +86,8 @@ pub(super) struct Group {
     pub(super) waits: Waits,
     /// What was told last; a job that comes later is told the same.
     pub(super) narration: Option<Narration>,
-    /// The name that was asked for, while it is not known which model it means.
-    pub(super) tentative: Option<String>,
+    /// Whether some of its names may come to mean another model.
+    pub(super) tentative: bool,
 }
 
 impl Group {
@@ -179,7 +181,7 @@ impl Line {
             jobs: BTreeSet::new(),
             waits: Waits::default(),
             narration: None,
-            tentative: None,
+            tentative: false,
         });
         group.jobs.insert((entry.class, entry.job));
         group
@@ -278,17 +280,15 @@ impl Queue {
         self.batch.iter().copied()
     }
 
-    /// Lets a job wait, with its model's name if it is not known what that means.
-    pub(super) fn push(&mut self, entry: &Entry<'_>, weight: u32, tentative: Option<String>) {
+    /// Lets a job wait; `tentative` says that its model's name may come to mean another.
+    pub(super) fn push(&mut self, entry: &Entry<'_>, weight: u32, tentative: bool) {
         self.len += 1;
         if entry.class == Priority::Batch {
             self.batch.insert(entry.job);
         }
         let line = self.lines.entry(entry.key.model.clone()).or_default();
         let group = line.insert(entry, weight);
-        if tentative.is_some() {
-            group.tentative = tentative;
-        }
+        group.tentative |= tentative;
     }
 
     /// Moves a batch job to the interactive ones, by the time of its submission.

@@ -109,10 +109,12 @@ impl Driver {
             }
             Action::StartHive { hive } => self.order(&hive, Order::Start),
             Action::StopHive { hive } => self.order(&hive, Order::Stop),
+            Action::Provision { hive, model } => self.provision(hive, model),
             Action::Spawn {
                 hive,
                 worker,
                 devices,
+                model_path,
                 for_job,
             } => {
                 tracing::info!(%hive, worker = %worker.id, model = %worker.model, "spawning");
@@ -120,6 +122,7 @@ impl Driver {
                 let order = Order::Spawn {
                     worker,
                     devices,
+                    model_path,
                     correlation_id: flow.map(|flow| flow.call.correlation_id.clone()),
                 };
                 self.order(&hive, order);

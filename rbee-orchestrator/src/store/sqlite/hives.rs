@@ -1,5 +1,7 @@
 //! The SQL of the `hives` table.
 
+use std::collections::BTreeMap;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
@@ -13,8 +15,8 @@ pub(super) fn put(db: &Connection, hive: &HiveRecord) -> rusqlite::Result<()> {
     const PUT: &str = "INSERT OR REPLACE INTO hives (node_name, mode, hostname, port, ssh_host, \
          ssh_port, ssh_user, ssh_key_path, git_repo_url, git_branch, install_path, command, \
          backends, devices, labels, capabilities, process_port, process_pid, process_start_time, \
-         process_started_by_queen, last_seen, tunnel, install) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+         process_started_by_queen, last_seen, tunnel, install, model_use) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     let spec = &hive.spec;
     let ssh = spec.ssh.as_ref();
     let process = hive.process.as_ref();
@@ -42,6 +44,7 @@ pub(super) fn put(db: &Connection, hive: &HiveRecord) -> rusqlite::Result<()> {
         hive.last_seen.map(|at| at.0),
         spec.tunnel,
         spec.install,
+        json(&hive.model_use)?,
     ])?;
     Ok(())
 }
@@ -57,7 +60,8 @@ pub(super) fn list(db: &Connection) -> rusqlite::Result<Vec<HiveRecord>> {
     const LIST: &str = "SELECT node_name, mode, hostname, port, ssh_host, ssh_port, ssh_user, \
          ssh_key_path, git_repo_url, git_branch, install_path, command, backends, devices, \
          labels, capabilities, process_port, process_pid, process_start_time, \
-         process_started_by_queen, last_seen, tunnel, install FROM hives ORDER BY node_name";
+         process_started_by_queen, last_seen, tunnel, install, model_use FROM hives \
+         ORDER BY node_name";
     db.prepare_cached(LIST)?.query_map([], read)?.collect()
 }
 
@@ -78,12 +82,17 @@ fn read(row: &Row<'_>) -> rusqlite::Result<HiveRecord> {
         devices: from_json(row, 13)?,
         labels: from_json(row, 14)?,
     };
+    let used = row.get_ref(23)?.data_type() != Type::Null;
     let reported = row.get_ref(15)?.data_type() != Type::Null;
     Ok(HiveRecord {
         spec,
         process: read_process(row)?,
         capabilities: reported.then(|| from_json(row, 15)).transpose()?,
         last_seen: row.get::<_, Option<i64>>(20)?.map(UnixMillis),
+        model_use: match used {
+            true => from_json(row, 23)?,
+            false => BTreeMap::new(),
+        },
     })
 }
 

@@ -121,6 +121,9 @@ ALTER TABLE hives ADD COLUMN install INTEGER NOT NULL DEFAULT 0;
 UPDATE hives SET tunnel = 1, install = 1 WHERE ssh_host IS NOT NULL;
 ";
 
+/// How often and when a hive's models were used, as JSON: it is read and written with the hive only.
+const MODEL_USE: &str = "ALTER TABLE hives ADD COLUMN model_use TEXT;";
+
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -132,6 +135,7 @@ pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         M::up(HIVES_AND_JOBS),
         durable_queue,
         M::up(HIVES_OVER_SSH),
+        M::up(MODEL_USE),
     ])
 });
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     Attempt, Capabilities, Device, Ending, HiveId, HiveMode, HiveModel, HiveProcess, HiveRecord,
-    HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, Outcome, PlacedOn, Priority,
+    HiveSpec, JobId, JobKind, JobRecord, JobState, ModelRef, ModelUse, Outcome, PlacedOn, Priority,
     RequestHash, SessionId, SshTarget, StopReason, TenantId, Times, UnixMillis, Usage, WorkerId,
 };
 use crate::error::{Code, Error};
@@ -145,6 +145,13 @@ pub fn complete_hive(name: &str) -> HiveRecord {
         }),
         capabilities: Some(capabilities()),
         last_seen: Some(UnixMillis(1_700_000_000_123)),
+        model_use: BTreeMap::from([(
+            model("file:a.gguf"),
+            ModelUse {
+                last_used: UnixMillis(1_700_000_000_120),
+                count: 3,
+            },
+        )]),
     }
 }
 
@@ -163,6 +170,7 @@ fn capabilities() -> Capabilities {
             aliases: vec!["a".into()],
             size_bytes: 7,
             vram_bytes: Some(8),
+            local_path: Some("/m/a.gguf".into()),
         }],
         disk_free_bytes: Some(9),
     }

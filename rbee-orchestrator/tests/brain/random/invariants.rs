@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rbee_orchestrator::brain::{Action, Event, Report};
-use rbee_orchestrator::domain::{HiveId, JobId, Outcome, WorkerId, WorkerSpec};
+use rbee_orchestrator::domain::{HiveId, JobId, ModelRef, Outcome, WorkerId, WorkerSpec};
 use rbee_orchestrator::error::{Code, Error};
 
 use super::{Lease, Run};
@@ -42,6 +42,7 @@ impl Run {
                     assert_eq!(attempt, newest, "{job} ends with its newest attempt");
                 }
                 Action::Spawn { hive, worker, .. } => self.was_spawned(&hive, &worker, in_order),
+                Action::Provision { hive, model } => self.was_asked_for(hive, model, in_order),
                 Action::Abort { job, .. } => {
                     let runs = |lease: &Lease| lease.0 == job;
                     assert!(self.leases.iter().any(runs), "{job} does not run");
@@ -105,6 +106,15 @@ impl Run {
         );
         self.workers.push(spec.id.clone());
         self.spawning.push(spec.id.clone());
+    }
+
+    fn was_asked_for(&mut self, hive: HiveId, model: ModelRef, in_order: bool) {
+        assert!(model.is_fetchable(), "{model} is where it is");
+        if in_order && let Some(hive) = self.world.brain.view(self.world.now).hives.get(&hive) {
+            let same = hive.fetches.iter().filter(|fetch| fetch.model == model);
+            assert!(same.count() <= 1, "{model} is fetched twice");
+        }
+        self.fetching.push((hive, model));
     }
 
     fn return_all(&mut self) {

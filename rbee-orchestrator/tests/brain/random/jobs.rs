@@ -172,6 +172,7 @@ impl Run {
             list.clear();
         }
         self.spawning.clear();
+        self.fetching.clear();
         let finished = &self.finished;
         self.submitted.retain(|job, request| {
             let durable = request.asynchronous && !self.admitted.contains(job);
