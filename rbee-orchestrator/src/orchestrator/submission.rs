@@ -25,7 +25,7 @@ const LONGEST_KEY: usize = 255;
 
 /// A job that has not been taken in.
 pub(super) struct Draft {
-    pub(super) record: JobRecord,
+    pub(super) record: Box<JobRecord>,
     pub(super) call: Call,
     pub(super) request: Box<JobRequest>,
     /// What is kept of it, where that is wanted.
@@ -120,7 +120,7 @@ impl Orchestrator {
             tokens,
         };
         Ok(Draft {
-            record,
+            record: Box::new(record),
             call,
             request: Box::new(request),
             stored,

@@ -38,7 +38,9 @@ pub(in crate::orchestrator) struct Core {
     flows: IdMap<JobId, Arc<Flow>>,
     /// Jobs that have ended, whose ending is on its way to the disk.
     settling: IdMap<JobId, Arc<Flow>>,
+    // Empty between two decisions; what they hold in memory is used again.
     actions: Vec<Action>,
+    sent: Vec<Event>,
 }
 
 /// What every part of the shell shares.
@@ -113,6 +115,7 @@ impl Driver {
                 flows: IdMap::default(),
                 settling: IdMap::default(),
                 actions: Vec::new(),
+                sent: Vec::new(),
             }),
             checking: Mutex::default(),
             timer: Notify::new(),
@@ -161,7 +164,8 @@ impl Driver {
     }
 
     fn take_sent(&self, core: &mut Core, now: Now, actions: &mut Vec<Action>) {
-        for event in self.inbox.take() {
+        self.inbox.take(&mut core.sent);
+        for event in core.sent.drain(..) {
             core.brain.handle(now, event, actions);
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 use memchr::memmem::Finder;
 use serde::de::IgnoredAny;
 
@@ -17,9 +18,6 @@ use crate::router::Step;
 /// What tells a token from all else. Made once: to make a finder takes longer than to search a token
 /// with it.
 struct Marks {
-    object: Finder<'static>,
-    data: Finder<'static>,
-    end: Finder<'static>,
     usage: Finder<'static>,
     error: Finder<'static>,
     content: Finder<'static>,
@@ -27,9 +25,6 @@ struct Marks {
 }
 
 static MARKS: LazyLock<Marks> = LazyLock::new(|| Marks {
-    object: Finder::new("data: {"),
-    data: Finder::new("data:"),
-    end: Finder::new("}\n\n"),
     usage: Finder::new("\"usage\""),
     error: Finder::new("\"error\""),
     content: Finder::new("content\""),
@@ -40,18 +35,13 @@ impl Streaming {
     /// Passes whole events on as they are. Nearly all are tokens, and one look tells that.
     pub(super) fn relay(&mut self, block: Bytes, wants_usage: bool) {
         let marks = &*MARKS;
-        let count = |mark: &Finder<'_>| mark.find_iter(&block).count() as u64;
-        let events = count(&marks.object);
-        let plain = events > 0
-            && events == count(&marks.data)
-            && events == count(&marks.end)
-            && marks.usage.find(&block).is_none()
+        let plain = marks.usage.find(&block).is_none()
             && marks.error.find(&block).is_none()
             && std::str::from_utf8(&block).is_ok();
         if !self.begun && has_text(&block) {
             self.begin();
         }
-        if plain {
+        if plain && let Some(events) = objects(&block) {
             self.tokens += events;
             self.ready.push_back(Step::Data(block));
             return;
@@ -98,6 +88,21 @@ impl Streaming {
         self.tokens += 1;
         true
     }
+}
+
+/// How many events there are, if each is one line with an object.
+fn objects(block: &[u8]) -> Option<u64> {
+    let mut rest = block;
+    let mut count = 0;
+    while !rest.is_empty() {
+        let (line, end) = rest.split_at(memchr(b'\n', rest)?);
+        if !line.starts_with(b"data: {") || !line.ends_with(b"}") {
+            return None;
+        }
+        rest = end.strip_prefix(b"\n\n")?;
+        count += 1;
+    }
+    Some(count)
 }
 
 /// Whether a chunk carries text: a `content` or `text` that is not empty.
