@@ -41,6 +41,7 @@ pub mod brain;
 pub mod config;
 pub mod domain;
 pub mod error;
+mod hashing;
 pub mod hives;
 #[cfg(feature = "http")]
 pub mod http;

@@ -159,6 +159,42 @@ fn a_task_that_ran_when_the_queen_was_killed_is_told_as_interrupted() {
 }
 
 #[test]
+fn a_queen_killed_in_the_middle_of_her_recovery_leaves_all_of_it_to_the_next_life() {
+    let home = Home::new();
+    let stub = home.stub(&["--itl-ms", "30"]);
+    let launch = || home.queen().worker(&stub, "file:m", 2);
+    let queen = launch().start();
+    let long = json!({"model": "file:m", "prompt": "x", "max_tokens": 30});
+    let mut own = queen.stream("/v2/tasks", &long).expect("an answer");
+    let started = own.until_type("started");
+    let own_id = started["job_id"].as_str().expect("an id");
+    let jobs: Vec<String> = (0..3).map(|_| queen.submit(&long)).collect();
+    eventually("one of them runs too", Duration::from_secs(2), || {
+        let running = jobs
+            .iter()
+            .filter(|id| queen.task(id)["state"] == "running");
+        running.count() == 1 && queen.task(own_id)["state"] == "running"
+    });
+    queen.kill();
+    drop(own);
+
+    let dies = launch().env("QUEEN_TEST_KILL_AT", "recovery-uncommitted");
+    let fallen = dies.try_start().expect_err("she kills herself");
+    assert!(!fallen.status.success(), "{}", fallen.log);
+
+    let queen = launch().start();
+    let task = queen.assert_task_ends(own_id, "failed");
+    assert_eq!(task["error"]["code"], "INTERRUPTED", "{task}");
+    let attempts = jobs.iter().map(|job_id| {
+        let task = queen.assert_task_ends(job_id, "complete");
+        task["attempts"].as_u64().expect("a number")
+    });
+    // The life that died in between has not dispatched any.
+    assert_eq!(attempts.sum::<u64>(), 4);
+    queen.assert_no_slot_leaked();
+}
+
+#[test]
 fn two_queens_each_with_a_hive_of_her_own_share_a_machine() {
     let homes = [Home::new(), Home::new()];
     for home in &homes {

@@ -3,7 +3,7 @@
 
 use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
 use rbee_tests::harness::{
-    Home, Queen, Reply, SmallDisk, StubEngine, assert_error, first_database, until,
+    Home, Queen, Reply, SmallDisk, StubEngine, assert_error, eventually, first_database, until,
 };
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
@@ -72,6 +72,43 @@ fn on_a_full_disk_nothing_is_accepted_that_could_be_lost_and_streams_go_on() {
     queen.kill();
     let queen = home.queen().database(&database).start();
     for job_id in accepted.iter().chain([&before, &again]) {
+        let task = queen.task(job_id);
+        assert_eq!(task["state"], "complete", "{task}");
+    }
+}
+
+#[test]
+fn a_backlog_waits_for_room_on_the_disk_and_loses_nothing() {
+    let home = Home::new();
+    let Some(disk) = SmallDisk::mount(&home.path().join("disk"), 4) else {
+        return;
+    };
+    let database = disk.path().join("queen.db");
+    let queen = home.queen().database(&database).start();
+    let stub = home.stub(&["--itl-ms", "20"]);
+    queen.register(&stub, MODEL, &json!({"slots_total": 2}));
+    let mut backlog: Vec<String> = (0..8).map(|_| queen.submit(&task(50))).collect();
+    eventually("two run", SECOND, || stub.count("in_flight") == 2);
+
+    disk.fill();
+    let (accepted, refused) = submit_until_refused(&queen);
+    assert_error(&refused, 500, "STORE_FAILED", &["full"]);
+    backlog.extend(accepted);
+    // What runs comes to its end; nothing begins that is not on the disk.
+    eventually("nothing runs", 15 * SECOND, || stub.count("in_flight") == 0);
+    let told: Vec<Value> = backlog.iter().map(|job_id| queen.task(job_id)).collect();
+    let is_open = |task: &&Value| task["state"] != "complete";
+    assert!(told.iter().filter(is_open).count() >= 6, "{told:#?}");
+
+    disk.free();
+    for job_id in &backlog {
+        queen.assert_task_ends(job_id, "complete");
+    }
+    assert_eq!(stub.count("requests"), backlog.len() as u64);
+    queen.assert_no_slot_leaked();
+    queen.kill();
+    let queen = home.queen().database(&database).start();
+    for job_id in &backlog {
         let task = queen.task(job_id);
         assert_eq!(task["state"], "complete", "{task}");
     }

@@ -197,6 +197,37 @@ fn a_reader_who_leaves_stops_nothing_and_one_who_does_not_read_delays_nobody() {
 }
 
 #[test]
+fn a_reader_who_is_sent_away_as_too_slow_comes_back_without_a_gap() {
+    const MANY: u64 = 2000;
+    let home = Home::new();
+    // It waits for the first word, and then they come faster than one by one.
+    let stub = home.stub(&["--words", "--ttft-ms", "500"]);
+    let launch = launch(&home, &stub).config("replay.max_lag_bytes = 20");
+    let queen = launch.start();
+    let mut long = task();
+    long["max_tokens"] = json!(MANY);
+    let job_id = queen.submit(&long);
+    let (mut text, mut after, mut times_sent_away) = (String::new(), None, 0);
+    loop {
+        let mut stream = follow(&queen, &job_id, after.as_deref());
+        let mut last = Value::Null;
+        while let Some(Event::Json(event)) = stream.next() {
+            text += event["t"].as_str().unwrap_or_default();
+            last = event;
+        }
+        if last["type"] == "end" {
+            break;
+        }
+        assert_eq!(last["action"], "reader_too_slow", "{last}");
+        after = stream.last_id.clone();
+        times_sent_away += 1;
+    }
+    assert!(times_sent_away > 0, "she waits for everybody");
+    assert_eq!(text, words::text("x", 1, MANY));
+    assert_eq!(stub.count("requests"), 1);
+}
+
+#[test]
 fn of_an_openai_request_only_its_states_can_be_followed() {
     let home = Home::new();
     let stub = home.stub(&["--itl-ms", "20"]);

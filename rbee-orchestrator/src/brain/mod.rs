@@ -42,6 +42,7 @@ use std::fmt;
 use crate::config::Config;
 use crate::domain::{HiveId, HiveRecord, JobId, ModelRef, Mono, Now, Outcome, Worker, WorkerId};
 use crate::error::{Error, Result};
+use crate::hashing::IdMap;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
 use chance::Chance;
@@ -70,7 +71,7 @@ pub struct Brain {
     hive_notes: HashMap<HiveId, HiveNotes>,
     workers: Workers,
     /// What the registry does not need but the brain does.
-    worker_notes: HashMap<WorkerId, workers::Notes>,
+    worker_notes: IdMap<WorkerId, workers::Notes>,
     /// Ids that hives gave to workers in place of the minted ones.
     other_ids: HashMap<WorkerId, WorkerId>,
     /// Ready calls for unknown ids, held while a spawn is in flight.
@@ -91,7 +92,7 @@ pub struct Brain {
     budget: Budget,
     chance: Chance,
     counters: Counters,
-    jobs: HashMap<JobId, Job>,
+    jobs: IdMap<JobId, Job>,
     due: BTreeSet<(Mono, Due)>,
     draining: bool,
     /// When the last event came, once a pulse did.
@@ -126,7 +127,7 @@ impl Brain {
             hives,
             hive_notes: HashMap::new(),
             workers: Workers::default(),
-            worker_notes: HashMap::new(),
+            worker_notes: IdMap::default(),
             other_ids: HashMap::new(),
             early_ready: Vec::new(),
             early_adoptable: Vec::new(),
@@ -140,7 +141,7 @@ impl Brain {
             budget: Budget::default(),
             chance: Chance::default(),
             counters: Counters::default(),
-            jobs: HashMap::new(),
+            jobs: IdMap::default(),
             due: BTreeSet::new(),
             draining: false,
             awake_at: None,

@@ -1,9 +1,10 @@
 //! What a model is called, and which one is meant.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use crate::domain::ModelRef;
 use crate::error::Result;
+use crate::hashing::IdMap;
 use crate::scheduler::Hive;
 
 /// Which model a name means.
@@ -17,8 +18,8 @@ pub(super) enum Meaning {
 /// The aliases of the configuration and of the hives.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    configured: HashMap<String, ModelRef>,
-    reported: HashMap<String, ModelRef>,
+    configured: IdMap<String, ModelRef>,
+    reported: IdMap<String, ModelRef>,
 }
 
 impl Names {
@@ -29,7 +30,7 @@ impl Names {
         });
         Names {
             configured: configured.collect(),
-            reported: HashMap::new(),
+            reported: IdMap::default(),
         }
     }
 

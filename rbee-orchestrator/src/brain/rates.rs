@@ -1,9 +1,9 @@
 //! How fast each model's slots come free, as measured.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::domain::ModelRef;
+use crate::hashing::IdMap;
 
 /// What the newest measurement counts for.
 const NEWEST: f64 = 0.125;
@@ -11,7 +11,7 @@ const NEWEST: f64 = 0.125;
 /// How long a job of a model keeps its slot: an exponentially weighted mean, in seconds.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
-    held: HashMap<ModelRef, f64>,
+    held: IdMap<ModelRef, f64>,
 }
 
 impl Rates {

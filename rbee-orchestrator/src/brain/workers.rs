@@ -1,6 +1,5 @@
 //! Workers: what the brain notes beside the registry, and how they leave.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use crate::domain::{
     Attempt, HiveId, HiveModel, JobId, ModelRef, Mono, Now, Prospect, Worker, WorkerId, WorkerSpec,
 };
 use crate::error::{Code, Error, Result};
+use crate::hashing::IdSet;
 use crate::scheduler::FailedLoad;
 
 use super::Brain;
@@ -44,7 +44,7 @@ pub(super) struct Notes {
     /// Until when it gets nothing, since it has too much to do.
     pub(super) paused_until: Option<Mono>,
     /// Attempts that hold a slot. A worker that comes back under its old id starts without any.
-    pub(super) leases: HashSet<(JobId, Attempt)>,
+    pub(super) leases: IdSet<(JobId, Attempt)>,
     /// Those of them that nobody waits for while the worker may still compute.
     pub(super) abandoned: Vec<(JobId, Attempt)>,
     /// When it is stopped if it still computes them.

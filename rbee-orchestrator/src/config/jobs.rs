@@ -197,8 +197,8 @@ impl Default for RetentionConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrivacyConfig {
-    /// Whether the requests of interactive tasks are stored, and not only their digests.
-    /// Asynchronous tasks need theirs until they have ended.
+    /// Whether the requests of interactive tasks are stored. Asynchronous tasks need theirs
+    /// until they have ended.
     pub store_prompts: bool,
 }
 

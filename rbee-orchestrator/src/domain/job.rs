@@ -218,7 +218,7 @@ pub struct JobRecord {
     pub session: Option<SessionId>,
     /// The key under which a repeated submission finds it.
     pub idempotency_key: Option<String>,
-    /// Digest of what it asks for.
+    /// Digest of what it asks for, where a key may ask whether it is the same.
     pub request_hash: Option<RequestHash>,
     /// Random id of the queen's process that holds it.
     pub owner: uuid::Uuid,
@@ -253,6 +253,38 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
+    /// A job that was just submitted: interactive, for the tenant of those who name none, and with
+    /// nothing that may be left out.
+    #[must_use]
+    pub fn queued(id: JobId, kind: JobKind, model: ModelRef, at: UnixMillis) -> Self {
+        JobRecord {
+            id,
+            kind,
+            model,
+            priority: Priority::Interactive,
+            asynchronous: false,
+            tenant: TenantId::default(),
+            session: None,
+            idempotency_key: None,
+            request_hash: None,
+            owner: uuid::Uuid::nil(),
+            state: JobState::Queued,
+            attempt: 0,
+            placed: None,
+            submitted_at: at,
+            started_at: None,
+            not_before: None,
+            ended_at: None,
+            usage: None,
+            times: Times::default(),
+            stop: None,
+            error_code: None,
+            error_message: None,
+            result: None,
+            correlation_id: String::new(),
+        }
+    }
+
     /// Notes a dispatch. Says whether it counted: only a queued job is dispatched, by its next
     /// attempt.
     pub fn claim(&mut self, attempt: Attempt, placed: PlacedOn, at: UnixMillis) -> bool {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Add;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -35,8 +35,9 @@ impl UnixMillis {
     /// The system's clock.
     #[must_use]
     pub fn now() -> Self {
-        let nanos = OffsetDateTime::now_utc().unix_timestamp_nanos();
-        UnixMillis((nanos / 1_000_000) as i64)
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        // A clock before 1970 is not set at all.
+        UnixMillis(since.map_or(0, |since| since.as_millis() as i64))
     }
 
     /// Reads an RFC 3339 time; `None` if it is not one.

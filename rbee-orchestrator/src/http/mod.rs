@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body as HttpBody;
 use uuid::Uuid;
 
@@ -135,7 +135,7 @@ impl HttpApi {
             }
         };
         if let Ok(value) = HeaderValue::try_from(&correlation_id) {
-            response.headers_mut().insert("x-correlation-id", value);
+            response.headers_mut().insert(&CORRELATION_ID, value);
         }
         tracing::debug!(
             %correlation_id, method = %head.method, path, status = response.status().as_u16(),
@@ -174,11 +174,14 @@ impl HttpApi {
     }
 }
 
+static CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The caller's correlation id if it is well formed, else a new one.
 fn correlation_id(headers: &HeaderMap) -> String {
     let given = headers
-        .get("x-correlation-id")
-        .or_else(|| headers.get("x-request-id"));
+        .get(&CORRELATION_ID)
+        .or_else(|| headers.get(&REQUEST_ID));
     let is_good = |text: &&str| {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         (1..=128).contains(&text.len()) && text.bytes().all(allowed)

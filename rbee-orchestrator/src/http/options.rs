@@ -2,13 +2,21 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use super::Context;
 use crate::domain::{Priority, RequestOptions, SessionId, TenantId, UnixMillis};
 use crate::error::{Code, Error, Result};
 
-fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>> {
+// Made once: a name in text is checked and hashed anew with each look.
+static PRIORITY: HeaderName = HeaderName::from_static("x-priority");
+static TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
+static SESSION: HeaderName = HeaderName::from_static("x-session-id");
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+static DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };
@@ -28,19 +36,19 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
         correlation_id: Some(context.correlation_id.to_owned()),
         ..RequestOptions::default()
     };
-    if let Some(name) = text(headers, "x-priority")? {
+    if let Some(name) = text(headers, &PRIORITY)? {
         options.priority = priority(name)?;
     }
-    if let Some(tenant) = text(headers, "x-tenant-id")? {
+    if let Some(tenant) = text(headers, &TENANT)? {
         options.tenant = TenantId::new(tenant)?;
     }
-    if let Some(session) = text(headers, "x-session-id")? {
+    if let Some(session) = text(headers, &SESSION)? {
         options.session = Some(SessionId::new(session)?);
     }
-    if let Some(key) = text(headers, "idempotency-key")? {
+    if let Some(key) = text(headers, &IDEMPOTENCY_KEY)? {
         options.idempotency_key = Some(key.to_owned());
     }
-    if let Some(timeout) = text(headers, "x-request-timeout-ms")? {
+    if let Some(timeout) = text(headers, &TIMEOUT_MS)? {
         let ms: u64 = timeout.parse().map_err(|_| {
             Error::invalid(format!(
                 "X-Request-Timeout-Ms {timeout:?} is not a number of milliseconds"
@@ -48,7 +56,7 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
         })?;
         options.total_timeout = Some(Duration::from_millis(ms));
     }
-    if let Some(deadline) = text(headers, "x-request-deadline")? {
+    if let Some(deadline) = text(headers, &DEADLINE)? {
         let at = UnixMillis::parse(deadline).ok_or_else(|| {
             Error::invalid(format!(
                 "X-Request-Deadline {deadline:?} is not an RFC 3339 time"

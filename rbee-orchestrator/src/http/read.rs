@@ -45,7 +45,9 @@ where
     }
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(data) = next(&mut body, patience).await? {
+    while !body.is_end_stream()
+        && let Some(data) = next(&mut body, patience).await?
+    {
         if first.is_empty() && all.is_empty() {
             first = data;
         } else {

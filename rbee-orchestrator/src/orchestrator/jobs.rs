@@ -93,7 +93,7 @@ impl Orchestrator {
     /// Those of [`Orchestrator::submit`], and `STORE_FAILED`.
     pub async fn enqueue(&self, task: TaskRequest) -> Result<JobRecord> {
         let draft = self.draft_task(task, true)?;
-        let record = draft.record.clone();
+        let record = (*draft.record).clone();
         match self.take_in_durably(draft).await? {
             Taken::Stored | Taken::Attended(_) => Ok(record),
             Taken::Repeated(first) => Ok(*first),
@@ -130,7 +130,7 @@ impl Orchestrator {
         let driver = &self.driver;
         driver.store.ready().await?;
         let flow = driver.new_flow(draft.call);
-        driver.submit(&flow, draft.request, Box::new(draft.record), draft.stored)?;
+        driver.submit(&flow, draft.request, draft.record, draft.stored)?;
         match flow.refusal() {
             Some(error) => Err(error),
             None => Ok(flow),
@@ -160,7 +160,7 @@ impl Orchestrator {
         let key_lives = driver.config.retention.idempotency_keys;
         let submission = Submission {
             key_expires_at: draft.record.submitted_at + key_lives,
-            record: draft.record,
+            record: *draft.record,
             request: draft.stored,
         };
         let flow = driver.new_flow(draft.call);

@@ -1,5 +1,6 @@
 //! From a request to a job: what is recorded of it, what is kept of it, what the brain is told.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,8 +9,8 @@ use sha2::{Digest as _, Sha256};
 use super::Orchestrator;
 use crate::brain::JobRequest;
 use crate::domain::{
-    JobId, JobKind, JobRecord, JobState, ModelRef, RequestHash, RequestOptions, TaskInput,
-    TaskRequest, Times, UnixMillis,
+    JobId, JobKind, JobRecord, ModelRef, RequestHash, RequestOptions, TaskInput, TaskRequest,
+    UnixMillis,
 };
 use crate::error::{Error, Result};
 use crate::router::{Call, Payload};
@@ -24,7 +25,7 @@ const LONGEST_KEY: usize = 255;
 
 /// A job that has not been taken in.
 pub(super) struct Draft {
-    pub(super) record: JobRecord,
+    pub(super) record: Box<JobRecord>,
     pub(super) call: Call,
     pub(super) request: Box<JobRequest>,
     /// What is kept of it, where that is wanted.
@@ -62,39 +63,26 @@ impl Orchestrator {
             check_key(key)?;
         }
         let (id, at) = (JobId::mint(), UnixMillis::now());
+        let text = text_of(&payload)?;
+        let bytes = text.len() as u64;
         let kept = asynchronous || driver.config.privacy.store_prompts;
-        let Digest {
-            hash,
-            bytes,
-            stored,
-        } = digest(&payload, kept)?;
+        let stored = kept.then(|| text.into_owned());
+        let request_hash = match (&payload, &options.idempotency_key) {
+            (Payload::Task(task), Some(_)) => Some(hash(task)?),
+            _ => None,
+        };
         let correlation_id = options.correlation_id.unwrap_or_else(|| id.to_string());
         let tokens = most_tokens(&payload);
         let record = JobRecord {
-            id,
-            kind,
-            model: ModelRef::from_name(&model)?,
             priority: options.priority,
             asynchronous,
             tenant: options.tenant.clone(),
             session: options.session.clone(),
             idempotency_key: options.idempotency_key,
-            request_hash: Some(hash),
+            request_hash,
             owner: driver.owner,
-            state: JobState::Queued,
-            attempt: 0,
-            placed: None,
-            submitted_at: at,
-            started_at: None,
-            not_before: None,
-            ended_at: None,
-            usage: None,
-            times: Times::default(),
-            stop: None,
-            error_code: None,
-            error_message: None,
-            result: None,
             correlation_id: correlation_id.clone(),
+            ..JobRecord::queued(id, kind, ModelRef::from_name(&model)?, at)
         };
         let call = Call {
             job: id,
@@ -132,7 +120,7 @@ impl Orchestrator {
             tokens,
         };
         Ok(Draft {
-            record,
+            record: Box::new(record),
             call,
             request: Box::new(request),
             stored,
@@ -181,41 +169,27 @@ impl Draft {
     }
 }
 
-/// What remains of a request.
-struct Digest {
-    hash: RequestHash,
-    /// Its size.
-    bytes: u64,
-    /// The request itself, where it is kept.
-    stored: Option<Vec<u8>>,
+/// What a request asks for, as it is kept where that is wanted.
+fn text_of(payload: &Payload) -> Result<Cow<'_, [u8]>> {
+    Ok(match payload {
+        Payload::OpenAi { body, .. } => Cow::Borrowed(body.bytes()),
+        Payload::Task(task) => Cow::Owned(written(task)?),
+    })
 }
 
-fn digest(payload: &Payload, kept: bool) -> Result<Digest> {
-    let digest = |bytes: &[u8], stored| Digest {
-        hash: RequestHash(Sha256::digest(bytes).into()),
-        bytes: bytes.len() as u64,
-        stored,
+/// Tells a task from others that are submitted under the same key. What is said of this attempt to
+/// submit it, and not of the task, does not.
+fn hash(task: &TaskRequest) -> Result<RequestHash> {
+    let mut task = task.clone();
+    task.options = RequestOptions {
+        idempotency_key: None,
+        correlation_id: None,
+        deadline: None,
+        total_timeout: None,
+        queue_timeout: None,
+        ..task.options
     };
-    match payload {
-        Payload::OpenAi { body, .. } => {
-            let bytes = body.bytes();
-            Ok(digest(bytes, kept.then(|| bytes.to_vec())))
-        }
-        Payload::Task(task) => {
-            let stored = kept.then(|| written(task)).transpose()?;
-            // What is said of this attempt to submit it, and not of the task, must not tell two apart.
-            let mut task = task.clone();
-            task.options = RequestOptions {
-                idempotency_key: None,
-                correlation_id: None,
-                deadline: None,
-                total_timeout: None,
-                queue_timeout: None,
-                ..task.options
-            };
-            Ok(digest(&written(&task)?, stored))
-        }
-    }
+    Ok(RequestHash(Sha256::digest(written(&task)?).into()))
 }
 
 fn written(task: &TaskRequest) -> Result<Vec<u8>> {

@@ -21,9 +21,6 @@ const SCRATCH_BYTES: usize = 32 << 10;
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 96;
 
-/// A request up to this size goes out in one write.
-const ONE_WRITE_BYTES: usize = 32 << 10;
-
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
 }
@@ -91,7 +88,8 @@ impl Connection {
         poll_fn(|cx| Poll::Ready(self.poll_read(cx, |_, _| ()).is_pending())).await
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request, in two writes if the body does not stand behind the head already, and waits
+    /// for the head of its answer.
     pub(crate) async fn send(&mut self, head: &[u8], body: &[u8]) -> Result<Head, SendError> {
         let sent = self.write(head, body).await;
         let mut received = BytesMut::new();
@@ -123,10 +121,8 @@ impl Connection {
     }
 
     async fn write(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
-        if head.len() + body.len() <= ONE_WRITE_BYTES {
-            self.stream.write_all(&[head, body].concat()).await?;
-        } else {
-            self.stream.write_all(head).await?;
+        self.stream.write_all(head).await?;
+        if !body.is_empty() {
             self.stream.write_all(body).await?;
         }
         self.stream.flush().await

@@ -1,18 +1,20 @@
 //! Idle connections to workers, and how requests get onto them.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::fmt;
+use std::hash::BuildHasher;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use foldhash::fast::FixedState;
 use http::StatusCode;
 
 use super::connection::{Connection, Head, SendError};
 use crate::config::Config;
 use crate::domain::{JobId, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
+use crate::hashing::IdMap;
 use crate::transport::HiveStream;
 
 /// llama-server closes an idle connection after 5 s; ours must be gone before.
@@ -34,7 +36,7 @@ struct Idle {
     since: Instant,
 }
 
-type Shard = HashMap<WorkerId, Vec<Idle>>;
+type Shard = IdMap<WorkerId, Vec<Idle>>;
 
 /// Keeps idle connections for the next request to the same worker.
 pub(crate) struct Pool {
@@ -69,9 +71,8 @@ impl Pool {
     }
 
     fn shard(&self) -> std::sync::MutexGuard<'_, Shard> {
-        let mut hasher = DefaultHasher::new();
-        tokio::runtime::Handle::current().id().hash(&mut hasher);
-        let at = hasher.finish() as usize % SHARDS;
+        let runtime = tokio::runtime::Handle::current().id();
+        let at = FixedState::default().hash_one(runtime) as usize % SHARDS;
         self.shards[at]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -144,9 +145,9 @@ impl Pool {
     pub(crate) async fn is_healthy(&self, worker: &Arc<WorkerSpec>, time_out: Duration) -> bool {
         let head = format!(
             "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n",
-            authority(worker)
+            Authority(worker)
         );
-        let status = self.ask(worker, &head, "", time_out).await;
+        let status = self.ask(worker, &head, time_out).await;
         status.is_some_and(|status| status.is_success())
     }
 
@@ -154,28 +155,24 @@ impl Pool {
     /// and whether one has stopped is for its health check to tell, so the answer is not read.
     pub(crate) async fn cancel(&self, worker: &Arc<WorkerSpec>, job: JobId, time_out: Duration) {
         let body = format!("{{\"job_id\":\"{job}\"}}");
-        let head = format!(
+        let request = format!(
             "POST /cancel HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n",
-            authority(worker),
+             content-length: {}\r\n\r\n{body}",
+            Authority(worker),
             body.len()
         );
-        self.ask(worker, &head, &body, time_out).await;
+        self.ask(worker, &request, time_out).await;
     }
 
     async fn ask(
         &self,
         worker: &Arc<WorkerSpec>,
-        head: &str,
-        body: &str,
+        request: &str,
         time_out: Duration,
     ) -> Option<StatusCode> {
         let answer = async {
             let mut connection = self.fresh(worker).await.ok()?;
-            let answer = connection
-                .send(head.as_bytes(), body.as_bytes())
-                .await
-                .ok()?;
+            let answer = connection.send(request.as_bytes(), b"").await.ok()?;
             Some(answer.status)
         };
         tokio::time::timeout(time_out, answer).await.ok().flatten()
@@ -211,10 +208,15 @@ impl Pool {
 }
 
 /// Host and port of a worker, as a `Host` header has them.
-pub(crate) fn authority(worker: &WorkerSpec) -> String {
-    match worker.host.contains(':') {
-        true => format!("[{}]:{}", worker.host, worker.port),
-        false => format!("{}:{}", worker.host, worker.port),
+pub(crate) struct Authority<'a>(pub(crate) &'a WorkerSpec);
+
+impl fmt::Display for Authority<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WorkerSpec { host, port, .. } = self.0;
+        match host.contains(':') {
+            true => write!(f, "[{host}]:{port}"),
+            false => write!(f, "{host}:{port}"),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The call to a worker: what is sent, and what its answer's head means.
+//! The call to a worker, and what its answer turns out to be.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,56 +7,15 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
+use super::call::{Call, Payload, outgoing, request};
 use crate::brain::{Aftermath, Blame, Report};
-use crate::domain::{
-    JobId, JobKind, Outcome, StopReason, TaskRequest, UnixMillis, Usage, WorkerProtocol, WorkerSpec,
-};
+use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::relay::connection::Connection;
-use crate::relay::openai::{RequestBody, answer_usage};
-use crate::relay::pool::{Answer, NoAnswer, Pool, authority};
-use crate::relay::rbee;
+use crate::relay::openai::answer_usage;
+use crate::relay::pool::{Answer, NoAnswer, Pool};
 use crate::relay::sse::{Splitter, events};
-use crate::relay::translate::{CompletionWriter, Piece, openai_request, read_event, worker_error};
-
-/// What the client sent.
-#[derive(Debug)]
-pub(crate) enum Payload {
-    /// Read into types.
-    Task(Box<TaskRequest>),
-    /// Kept as bytes; the task is the same in types, where a worker might need it.
-    OpenAi {
-        body: RequestBody,
-        as_task: Option<Box<TaskRequest>>,
-    },
-}
-
-/// A request, with all that its calls to workers need.
-#[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) job: JobId,
-    pub(crate) kind: JobKind,
-    pub(crate) payload: Payload,
-    /// Whether nobody's connection carries it.
-    pub(crate) asynchronous: bool,
-    pub(crate) correlation_id: String,
-    pub(crate) deadline: Option<UnixMillis>,
-    pub(crate) submitted_at: UnixMillis,
-    /// `Bearer …` for workers of our hives.
-    pub(crate) hive_authorization: Option<HeaderValue>,
-    pub(crate) max_response_bytes: usize,
-    pub(crate) max_event_bytes: usize,
-}
-
-impl Call {
-    /// Whether the client gets its answer in pieces.
-    pub(crate) fn streams(&self) -> bool {
-        match &self.payload {
-            Payload::Task(_) => true,
-            Payload::OpenAi { body, .. } => body.stream,
-        }
-    }
-}
+use crate::relay::translate::{CompletionWriter, Piece, read_event, worker_error};
 
 /// A whole answer, to be passed on.
 #[derive(Debug)]
@@ -166,43 +125,6 @@ pub(super) async fn open(
     Ok(Opened::Stream(answer))
 }
 
-/// Where the call goes and what it says; a second path is tried when the first is not there.
-fn outgoing(worker: &WorkerSpec, call: &Call) -> Result<(&'static [&'static str], Bytes)> {
-    let served = worker
-        .served_model
-        .as_deref()
-        .unwrap_or(worker.model.as_str());
-    match (worker.protocol, &call.payload) {
-        (WorkerProtocol::OpenAi, Payload::Task(task)) => {
-            let (path, body) = openai_request(task, served);
-            let paths: &[&str] = match path {
-                "/v1/completions" => &["/v1/completions"],
-                _ => &["/v1/chat/completions"],
-            };
-            Ok((paths, body.into()))
-        }
-        (WorkerProtocol::OpenAi, Payload::OpenAi { body, .. }) => {
-            let paths: &[&str] = match call.kind {
-                JobKind::Chat => &["/v1/chat/completions"],
-                JobKind::Embedding => &["/v1/embeddings"],
-                JobKind::Completion | JobKind::Task => &["/v1/completions"],
-            };
-            Ok((paths, body.rewrite(served)))
-        }
-        (WorkerProtocol::Rbee, Payload::Task(task))
-        | (
-            WorkerProtocol::Rbee,
-            Payload::OpenAi {
-                as_task: Some(task),
-                ..
-            },
-        ) => Ok((&rbee::PATHS, rbee::request(task, call.job)?.into())),
-        (WorkerProtocol::Rbee, Payload::OpenAi { as_task: None, .. }) => Err(Error::invalid(
-            "the model's worker speaks the rbee protocol, which takes a single text prompt only",
-        )),
-    }
-}
-
 async fn send(
     pool: &Pool,
     worker: &Arc<WorkerSpec>,
@@ -210,37 +132,8 @@ async fn send(
     path: &'static str,
     body: &Bytes,
 ) -> Result<Answer, Failure> {
-    let head = request_head(worker, call, path, body.len());
+    let (head, body) = request(worker, call, path, body);
     Ok(pool.send(worker, &head, body).await?)
-}
-
-/// A request's head. Every value in it was checked to be able to stand in a header.
-fn request_head(worker: &WorkerSpec, call: &Call, path: &str, length: usize) -> Vec<u8> {
-    let mut head = Vec::with_capacity(320);
-    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
-    put(&[
-        b"POST ",
-        path.as_bytes(),
-        b" HTTP/1.1\r\nhost: ",
-        authority(worker).as_bytes(),
-    ]);
-    put(&[b"\r\ncontent-type: application/json\r\ncontent-length: "]);
-    put(&[length.to_string().as_bytes()]);
-    if HeaderValue::from_str(&call.correlation_id).is_ok() {
-        put(&[b"\r\nx-correlation-id: ", call.correlation_id.as_bytes()]);
-    }
-    if let Some(deadline) = call.deadline {
-        put(&[b"\r\nx-request-deadline: ", deadline.to_string().as_bytes()]);
-    }
-    if let Some(authorization) = call
-        .hive_authorization
-        .as_ref()
-        .filter(|_| worker.hive.is_some())
-    {
-        put(&[b"\r\nauthorization: ", authorization.as_bytes()]);
-    }
-    put(&[b"\r\n\r\n"]);
-    head
 }
 
 /// Reads an answer to its end and keeps the connection.

@@ -36,14 +36,14 @@ impl Inbox {
         !self.filled.load(Ordering::Acquire)
     }
 
-    /// Takes all that is there.
-    pub(crate) fn take(&self) -> Vec<Event> {
-        if self.is_empty() {
-            return Vec::new();
+    /// Takes all that is there, and leaves an empty list in its place.
+    pub(crate) fn take(&self, taken: &mut Vec<Event>) {
+        debug_assert!(taken.is_empty(), "what was taken before is dealt with");
+        if !self.is_empty() {
+            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            self.filled.store(false, Ordering::Release);
+            std::mem::swap(&mut *events, taken);
         }
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        self.filled.store(false, Ordering::Release);
-        std::mem::take(&mut events)
     }
 
     /// Waits until something was sent. Cancel safe.

@@ -8,6 +8,7 @@
 //! An attempt that failed goes back to the brain, which gives the flow another worker or its ending.
 
 mod attempt;
+mod call;
 mod inbox;
 mod journal;
 mod lease;
@@ -32,7 +33,8 @@ use crate::error::{Code, Error};
 use crate::relay::pool::Pool;
 
 use attempt::Opened;
-pub(crate) use attempt::{Call, Payload, Whole, refusal};
+pub(crate) use attempt::{Whole, refusal};
+pub(crate) use call::{Call, Payload};
 pub(crate) use inbox::Inbox;
 pub(crate) use journal::{Journal, Read, Reader, TextBudget, replay};
 pub(crate) use lease::Lease;

@@ -1,20 +1,21 @@
 //! What a scheduler sees: the workers and the hives as they are known now.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use crate::domain::{
     Capabilities, Device, HiveId, HiveModel, HiveRecord, HiveStatus, ModelRef, Mono, Prospect,
     Worker, WorkerId,
 };
 use crate::error::Error;
+use crate::hashing::IdMap;
 
 use super::PlacementRequest;
 
 /// The workers, found by id and by model.
 #[derive(Debug, Default)]
 pub struct Workers {
-    by_id: HashMap<WorkerId, Worker>,
-    by_model: HashMap<ModelRef, Vec<WorkerId>>,
+    by_id: IdMap<WorkerId, Worker>,
+    by_model: IdMap<ModelRef, Vec<WorkerId>>,
 }
 
 impl Workers {

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use rbee_orchestrator::domain::{
-    Ending, HiveId, JobId, JobKind, JobRecord, JobState, ModelRef, Outcome, PlacedOn, Priority,
-    RequestHash, StopReason, TenantId, Times, UnixMillis, Usage, WorkerId,
+    Ending, HiveId, JobId, JobKind, JobRecord, ModelRef, Outcome, PlacedOn, Priority, StopReason,
+    Times, UnixMillis, Usage, WorkerId,
 };
 use rbee_orchestrator::store::sqlite::{SqliteOptions, Synchronous};
 use rbee_orchestrator::store::{JobChange, SqliteStore, Store, Submission, Submitted};
@@ -171,30 +171,10 @@ impl Sample {
 
 fn queued(model: ModelRef) -> JobRecord {
     JobRecord {
-        id: JobId::mint(),
-        kind: JobKind::Task,
-        model,
         priority: Priority::Batch,
         asynchronous: true,
-        tenant: TenantId::default(),
-        session: None,
-        idempotency_key: None,
-        request_hash: Some(RequestHash([7; 32])),
         owner: Uuid::new_v4(),
-        state: JobState::Queued,
-        attempt: 0,
-        placed: None,
-        submitted_at: UnixMillis::now(),
-        started_at: None,
-        not_before: None,
-        ended_at: None,
-        usage: None,
-        times: Times::default(),
-        stop: None,
-        error_code: None,
-        error_message: None,
-        result: None,
-        correlation_id: String::new(),
+        ..JobRecord::queued(JobId::mint(), JobKind::Task, model, UnixMillis::now())
     }
 }
 

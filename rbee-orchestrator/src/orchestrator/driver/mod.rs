@@ -4,7 +4,7 @@ mod actions;
 mod loops;
 mod unattended;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +23,7 @@ use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::config::Config;
 use crate::domain::{JobId, JobRecord, Mono, Now, TenantId, WorkerId};
 use crate::error::{Error, Result};
+use crate::hashing::IdMap;
 use crate::hives::Provisioner;
 use crate::relay::pool::Pool;
 use crate::router::{Call, Flow, FlowParts, Inbox, Journal, TextBudget, Ticks};
@@ -34,10 +35,12 @@ const KEY_LOCKS: usize = 1024;
 /// The brain, with the jobs whose clients wait.
 pub(in crate::orchestrator) struct Core {
     pub(in crate::orchestrator) brain: Brain,
-    flows: HashMap<JobId, Arc<Flow>>,
+    flows: IdMap<JobId, Arc<Flow>>,
     /// Jobs that have ended, whose ending is on its way to the disk.
-    settling: HashMap<JobId, Arc<Flow>>,
+    settling: IdMap<JobId, Arc<Flow>>,
+    // Empty between two decisions; what they hold in memory is used again.
     actions: Vec<Action>,
+    sent: Vec<Event>,
 }
 
 /// What every part of the shell shares.
@@ -109,9 +112,10 @@ impl Driver {
             fleet_changes: watch::Sender::new(0),
             core: Mutex::new(Core {
                 brain,
-                flows: HashMap::new(),
-                settling: HashMap::new(),
+                flows: IdMap::default(),
+                settling: IdMap::default(),
                 actions: Vec::new(),
+                sent: Vec::new(),
             }),
             checking: Mutex::default(),
             timer: Notify::new(),
@@ -160,7 +164,8 @@ impl Driver {
     }
 
     fn take_sent(&self, core: &mut Core, now: Now, actions: &mut Vec<Action>) {
-        for event in self.inbox.take() {
+        self.inbox.take(&mut core.sent);
+        for event in core.sent.drain(..) {
             core.brain.handle(now, event, actions);
         }
     }

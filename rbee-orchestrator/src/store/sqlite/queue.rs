@@ -1,12 +1,11 @@
 //! What waits for the writer: the steps in their order, those of one job merged where that is the
 //! same.
 
-use std::collections::HashMap;
-
 use super::op::{Finish, NewJob, Op, report_twin, text_bytes};
 use super::statements::Claim;
 use crate::domain::{JobId, JobRecord};
 use crate::error::Error;
+use crate::hashing::IdMap;
 use crate::store::JobChange;
 
 /// Operations in the order of their application.
@@ -15,7 +14,7 @@ pub(super) struct Waiting {
     pub(super) ops: Vec<Op>,
     pub(super) text_bytes: usize,
     /// The inserts and claims that the next change of their job may still merge into.
-    open: HashMap<JobId, usize>,
+    open: IdMap<JobId, usize>,
 }
 
 impl Waiting {

@@ -289,7 +289,6 @@ impl<'db> Statements<'db> {
     }
 }
 
-/// See [`ENDED`].
 /// What is to be known of a job that has just ended.
 pub(super) struct Ended {
     pub(super) tenant: TenantId,

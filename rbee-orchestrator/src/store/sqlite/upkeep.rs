@@ -7,6 +7,7 @@ use super::jobs::{COLUMNS, read};
 use super::statements::{DROP_REQUEST, Ended};
 use super::usage::{self, Sums};
 use crate::domain::{Attempt, JobId, JobRecord, UnixMillis};
+use crate::killpoint;
 use crate::store::Recovered;
 use crate::store::steps::{interrupted, take_over};
 
@@ -43,6 +44,7 @@ pub(super) fn recover(
         take_over(job, owner);
     }
     db.prepare_cached(TAKE_OVER)?.execute([owner.as_bytes()])?;
+    killpoint::pass("recovery-uncommitted");
     Ok(Recovered {
         interrupted,
         waiting,

@@ -21,31 +21,11 @@ const ENDED_AT: UnixMillis = UnixMillis(1_700_000_000_020);
 /// A job that was just submitted, with a new id.
 #[must_use]
 pub fn queued_job() -> JobRecord {
+    let at = UnixMillis(1_700_000_000_000);
     JobRecord {
-        id: JobId::mint(),
-        kind: JobKind::Task,
-        model: model("hf:org/model"),
-        priority: Priority::Interactive,
-        asynchronous: false,
-        tenant: TenantId::default(),
-        session: None,
-        idempotency_key: None,
-        request_hash: None,
         owner: Uuid::from_u128(1),
-        state: JobState::Queued,
-        attempt: 0,
-        placed: None,
-        submitted_at: UnixMillis(1_700_000_000_000),
-        started_at: None,
-        not_before: None,
-        ended_at: None,
-        usage: None,
-        times: Times::default(),
-        stop: None,
-        error_code: None,
-        error_message: None,
-        result: None,
         correlation_id: "correlation-1".into(),
+        ..JobRecord::queued(JobId::mint(), JobKind::Task, model("hf:org/model"), at)
     }
 }
 

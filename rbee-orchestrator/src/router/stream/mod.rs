@@ -1,15 +1,15 @@
 //! A worker's stream on its way to the client.
 
+mod raw;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use memchr::memmem;
-use serde::de::IgnoredAny;
+use bytes::Bytes;
 
-use super::attempt::{Call, Payload};
+use super::call::{Call, Payload};
 use super::lease::Lease;
 use super::{Journal, Step};
 use crate::brain::{Aftermath, Blame, Report};
@@ -17,10 +17,9 @@ use crate::domain::{Outcome, StopReason, TaskEvent, Usage, WorkerProtocol};
 use crate::error::{Code, Error};
 use crate::killpoint;
 use crate::relay::connection::Connection;
-use crate::relay::openai::chunk_usage;
 use crate::relay::pool::{Answer, Pool};
 use crate::relay::sse::{self, Splitter};
-use crate::relay::translate::{CompletionWriter, Piece, read_event, unreadable};
+use crate::relay::translate::{CompletionWriter, Piece, read_event};
 
 /// What the client gets of the stream.
 enum Form {
@@ -201,67 +200,6 @@ impl Streaming {
         }
     }
 
-    /// Passes whole events on as they are. Nearly all are tokens, and one look tells that.
-    fn relay(&mut self, block: Bytes, wants_usage: bool) {
-        let count = |what: &[u8]| memmem::find_iter(&block, what).count() as u64;
-        let events = count(b"data: {");
-        let plain = events > 0
-            && events == count(b"data:")
-            && events == count(b"}\n\n")
-            && memmem::find(&block, b"\"usage\"").is_none()
-            && memmem::find(&block, b"\"error\"").is_none()
-            && std::str::from_utf8(&block).is_ok();
-        if !self.begun && has_text(&block) {
-            self.begin();
-        }
-        if plain {
-            self.tokens += events;
-            self.ready.push_back(Step::Data(block));
-            return;
-        }
-        let mut out = BytesMut::with_capacity(block.len());
-        for event in sse::events(&block) {
-            if self.passes(event, wants_usage) {
-                out.extend_from_slice(event);
-            }
-            if self.outcome.is_some() {
-                break;
-            }
-        }
-        if !out.is_empty() {
-            self.ready.push_back(Step::Data(out.freeze()));
-        }
-    }
-
-    /// Looks at one event of a raw stream; says whether the client gets it.
-    fn passes(&mut self, event: &[u8], wants_usage: bool) -> bool {
-        if sse::is_done(event) {
-            self.outcome = Some(Outcome::Complete);
-            return true;
-        }
-        let is_json = |data: &[u8]| serde_json::from_slice::<IgnoredAny>(data).is_ok();
-        let data = sse::data(event);
-        if std::str::from_utf8(event).is_err() || data.as_ref().is_some_and(|data| !is_json(data)) {
-            self.fail(unreadable(event));
-            return false;
-        }
-        let Some(data) = data else { return true };
-        if let Some((usage, alone)) = chunk_usage(&data) {
-            self.usage = Some(usage);
-            return wants_usage || !alone;
-        }
-        let mut pieces = Vec::new();
-        if memmem::find(&data, b"\"error\"").is_some()
-            && read_event(WorkerProtocol::OpenAi, event, &mut pieces).is_ok()
-            && let Some(Piece::Failed(error)) = pieces.pop()
-        {
-            self.fail(error);
-            return false;
-        }
-        self.tokens += 1;
-        true
-    }
-
     /// Reads whole events into pieces and writes them in the client's form.
     fn translate(&mut self, block: &[u8]) {
         let mut pieces = Vec::new();
@@ -407,18 +345,4 @@ impl Streaming {
             pool.put(&self.lease.worker, source);
         }
     }
-}
-
-/// Whether a chunk carries text: a `content` or `text` that is not empty.
-fn has_text(block: &[u8]) -> bool {
-    let is_filled = |rest: &[u8]| {
-        let value = rest
-            .trim_ascii_start()
-            .strip_prefix(b":")
-            .map(<[u8]>::trim_ascii_start);
-        value.is_some_and(|value| value.starts_with(b"\"") && !value.starts_with(b"\"\""))
-    };
-    let found =
-        |key: &[u8]| memmem::find_iter(block, key).any(|at| is_filled(&block[at + key.len()..]));
-    found(b"content\"") || found(b"\"text\"")
 }

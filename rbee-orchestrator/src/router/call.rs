@@ -1,0 +1,146 @@
+//! What a client asked for, and how a worker is asked for it.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use crate::domain::{JobId, JobKind, TaskRequest, UnixMillis, WorkerProtocol, WorkerSpec};
+use crate::error::{Error, Result};
+use crate::relay::openai::RequestBody;
+use crate::relay::pool::Authority;
+use crate::relay::rbee;
+use crate::relay::translate::openai_request;
+
+/// A head with all that may stand in it, as a rule.
+const HEAD_BYTES: usize = 320;
+
+/// A body up to this size goes out in one write with its head.
+const ONE_WRITE_BYTES: usize = 32 << 10;
+
+/// What the client sent.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    /// Read into types.
+    Task(Box<TaskRequest>),
+    /// Kept as bytes; the task is the same in types, where a worker might need it.
+    OpenAi {
+        body: RequestBody,
+        as_task: Option<Box<TaskRequest>>,
+    },
+}
+
+/// A request, with all that its calls to workers need.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) job: JobId,
+    pub(crate) kind: JobKind,
+    pub(crate) payload: Payload,
+    /// Whether nobody's connection carries it.
+    pub(crate) asynchronous: bool,
+    pub(crate) correlation_id: String,
+    pub(crate) deadline: Option<UnixMillis>,
+    pub(crate) submitted_at: UnixMillis,
+    /// `Bearer …` for workers of our hives.
+    pub(crate) hive_authorization: Option<HeaderValue>,
+    pub(crate) max_response_bytes: usize,
+    pub(crate) max_event_bytes: usize,
+}
+
+impl Call {
+    /// Whether the client gets its answer in pieces.
+    pub(crate) fn streams(&self) -> bool {
+        match &self.payload {
+            Payload::Task(_) => true,
+            Payload::OpenAi { body, .. } => body.stream,
+        }
+    }
+}
+
+/// Where the call goes and what it says; a second path is tried when the first is not there.
+pub(super) fn outgoing(
+    worker: &WorkerSpec,
+    call: &Call,
+) -> Result<(&'static [&'static str], Bytes)> {
+    let served = worker
+        .served_model
+        .as_deref()
+        .unwrap_or(worker.model.as_str());
+    match (worker.protocol, &call.payload) {
+        (WorkerProtocol::OpenAi, Payload::Task(task)) => {
+            let (path, body) = openai_request(task, served);
+            let paths: &[&str] = match path {
+                "/v1/completions" => &["/v1/completions"],
+                _ => &["/v1/chat/completions"],
+            };
+            Ok((paths, body.into()))
+        }
+        (WorkerProtocol::OpenAi, Payload::OpenAi { body, .. }) => {
+            let paths: &[&str] = match call.kind {
+                JobKind::Chat => &["/v1/chat/completions"],
+                JobKind::Embedding => &["/v1/embeddings"],
+                JobKind::Completion | JobKind::Task => &["/v1/completions"],
+            };
+            Ok((paths, body.rewrite(served)))
+        }
+        (WorkerProtocol::Rbee, Payload::Task(task))
+        | (
+            WorkerProtocol::Rbee,
+            Payload::OpenAi {
+                as_task: Some(task),
+                ..
+            },
+        ) => Ok((&rbee::PATHS, rbee::request(task, call.job)?.into())),
+        (WorkerProtocol::Rbee, Payload::OpenAi { as_task: None, .. }) => Err(Error::invalid(
+            "the model's worker speaks the rbee protocol, which takes a single text prompt only",
+        )),
+    }
+}
+
+/// What goes to a worker for a path: a head with its body behind it, or, if that would take long to
+/// copy, without. Every value in the head was checked to be able to stand in a header.
+pub(super) fn request<'a>(
+    worker: &WorkerSpec,
+    call: &Call,
+    path: &str,
+    body: &'a [u8],
+) -> (Vec<u8>, &'a [u8]) {
+    let (with, rest) = match body.len() <= ONE_WRITE_BYTES {
+        true => (body, &[][..]),
+        false => (&[][..], body),
+    };
+    let mut request = Vec::with_capacity(HEAD_BYTES + with.len());
+    let written = write_head(&mut request, worker, call, path, body.len());
+    written.expect("memory takes what is written to it");
+    request.extend_from_slice(with);
+    (request, rest)
+}
+
+fn write_head(
+    head: &mut Vec<u8>,
+    worker: &WorkerSpec,
+    call: &Call,
+    path: &str,
+    length: usize,
+) -> io::Result<()> {
+    write!(
+        head,
+        "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n",
+        Authority(worker)
+    )?;
+    if HeaderValue::from_str(&call.correlation_id).is_ok() {
+        write!(head, "x-correlation-id: {}\r\n", call.correlation_id)?;
+    }
+    if let Some(deadline) = call.deadline {
+        write!(head, "x-request-deadline: {deadline}\r\n")?;
+    }
+    if let Some(authorization) = &call.hive_authorization
+        && worker.hive.is_some()
+    {
+        head.write_all(b"authorization: ")?;
+        head.write_all(authorization.as_bytes())?;
+        head.write_all(b"\r\n")?;
+    }
+    head.write_all(b"\r\n")
+}
