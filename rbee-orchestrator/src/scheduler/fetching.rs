@@ -35,7 +35,7 @@ pub(super) fn place_fetch(
         return Some(Placement::Reject(told(failure, view)));
     }
     let open = || suitable().filter(|hive| !failed(hive));
-    if let Some(hive) = roomiest(open().filter(|hive| hive.status == HiveStatus::Online)) {
+    if let Some(hive) = roomiest(open().filter(|hive| view.can_spawn(hive))) {
         let hive = hive.id().clone();
         return Some(Placement::Provision { hive });
     }

@@ -116,7 +116,7 @@ pub(super) fn allowed<'a>(
     view: &ClusterView<'a>,
 ) -> impl Iterator<Item = &'a Hive> + use<'a> {
     let only = request.constraints.hive.as_ref();
-    let hives = view.hives.values();
+    let hives = view.hives.values().filter(|hive| !hive.draining);
     hives.filter(move |hive| only.is_none_or(|id| id == hive.id()))
 }
 
