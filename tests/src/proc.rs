@@ -128,6 +128,13 @@ pub struct Process {
     pub command: String,
 }
 
+impl Process {
+    fn of(pid: u32) -> Self {
+        let command = command(pid);
+        Process { pid, command }
+    }
+}
+
 /// How many files the process has open in all, and how many of them are sockets.
 #[must_use]
 pub fn open_files(pid: u32) -> (usize, usize) {
@@ -152,11 +159,14 @@ pub fn with_env(name: &str, value: &str) -> Vec<Process> {
             .any(|var| var == wanted.as_bytes())
     };
     let alive = pids().filter(|pid| is_alive(*pid)).filter(holds);
-    alive
-        .map(|pid| Process {
-            pid,
-            command: command(pid),
-        })
+    alive.map(Process::of).collect()
+}
+
+/// Every process whose command line has that word in it.
+#[must_use]
+pub fn with_word(word: &str) -> Vec<Process> {
+    let all = pids().map(Process::of);
+    all.filter(|process| process.command.contains(word))
         .collect()
 }
 

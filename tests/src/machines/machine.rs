@@ -1,14 +1,13 @@
 //! One machine.
 
-use super::{Network, child_of, keep, make_key, must};
-use crate::harness::{Home, eventually, ports, programs, until};
+use super::{Network, child_of, keep, must};
+use crate::harness::sshd::{make_key, server};
+use crate::harness::{Home, ports, programs, until};
 use crate::proc;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 /// A machine with sshd. What its user has is in a folder that outlives its being off.
@@ -41,7 +40,7 @@ impl<'n> Machine<'n> {
     pub(super) fn new(network: &'n Network, name: &str, number: u8) -> Self {
         let home = Home::new();
         fs::create_dir(home.path().join("home")).expect("the folder is ours");
-        make_key(&home.path().join("host_key"));
+        make_key(&home.path().join("host_key"), "");
         let public_key = home.path().join("authorized_keys");
         fs::copy(network.public_key(), public_key).expect("the folder is ours");
         let is_real = network.is_real();
@@ -139,7 +138,7 @@ impl<'n> Machine<'n> {
         for name in ["host_key", "host_key.pub"] {
             fs::remove_file(self.home.path().join(name)).expect("it was made");
         }
-        make_key(&self.home.path().join("host_key"));
+        make_key(&self.home.path().join("host_key"), "");
         self.start_sshd();
     }
 
@@ -150,7 +149,12 @@ impl<'n> Machine<'n> {
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {
         let mut command = self.inside("sh");
-        must(command.args(["-ec", script]).envs(self.environment()))
+        must(
+            command
+                .args(["-ec", script])
+                .env("HOME", self.user_home())
+                .envs(self.environment()),
+        )
     }
 
     /// Starts a program that runs until the machine is switched off or dropped.
@@ -292,86 +296,32 @@ impl<'n> Machine<'n> {
     /// # Panics
     /// When it does not.
     pub fn start_sshd(&mut self) {
-        self.write_sshd_config();
-        let config = self.home.path().join("sshd_config");
+        let address = format!("{}:{}", self.address, self.ssh_port);
+        let environment = self.environment();
+        let variables: Vec<String> = environment
+            .iter()
+            .map(|(name, value)| format!("\"{name}={value}\""))
+            .collect();
+        let folder = self.home.path();
+        server::write_config(folder, &address, "", &variables.join(" "));
+        // An older one's port takes a moment to be free.
         let came = until(Duration::from_secs(20), || {
-            let mut sshd = self
-                .inside("sh")
-                .args(["-c", "mkdir -p /run/sshd; exec \"$(command -v sshd || echo /usr/sbin/sshd)\" -D -e -f \"$0\""])
-                .arg(&config)
-                .process_group(0)
-                .stdin(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .expect("a shell runs");
-            let said = sshd.stderr.take().expect("it is piped");
-            let mut lines = BufReader::new(said).lines();
-            let listens = lines.any(|line| line.is_ok_and(|l| l.contains("Server listening")));
-            // What it says later must not fill the pipe.
-            std::thread::spawn(move || lines.for_each(drop));
-            if !listens {
-                // An older one's port takes a moment to be free.
-                let _ = sshd.wait();
-            }
-            listens.then_some(sshd)
+            server::start(folder, |sshd| self.inside(&sshd.display().to_string()))
         });
         self.sshd = Some(came.expect("sshd gets its port"));
     }
 
     /// Ends sshd and its sessions; what they started runs on.
     pub fn kill_sshd(&mut self) {
-        let Some(mut sshd) = self.sshd.take() else {
-            return;
-        };
-        let mut doomed = vec![sshd.id()];
-        let mut at = 0;
-        while at < doomed.len() {
-            let children = proc::children(doomed[at]);
-            let own = children.into_iter().filter(|pid| is_sshd(*pid));
-            doomed.extend(own);
-            at += 1;
+        if let Some(mut sshd) = self.sshd.take() {
+            server::end(&mut sshd);
         }
-        doomed.iter().copied().for_each(proc::kill);
-        let _ = sshd.wait();
-        eventually("sshd has ended", Duration::from_secs(5), || {
-            !doomed.iter().any(|pid| proc::is_alive(*pid))
-        });
-    }
-
-    fn write_sshd_config(&self) {
-        let at = |name: &str| self.home.path().join(name).display().to_string();
-        let environment: Vec<String> = self
-            .environment()
-            .iter()
-            .map(|(name, value)| format!("\"{name}={value}\""))
-            .collect();
-        let config = format!(
-            "ListenAddress {}:{}\n\
-             HostKey {}\n\
-             AuthorizedKeysFile {}\n\
-             SetEnv {}\n\
-             PidFile none\n\
-             StrictModes no\n\
-             UsePAM no\n\
-             PasswordAuthentication no\n\
-             KbdInteractiveAuthentication no\n\
-             PermitRootLogin yes\n\
-             MaxStartups 100\n\
-             Subsystem sftp internal-sftp\n",
-            self.address,
-            self.ssh_port,
-            at("host_key"),
-            at("authorized_keys"),
-            environment.join(" "),
-        );
-        fs::write(self.home.path().join("sshd_config"), config).expect("the folder is ours");
     }
 
     /// What the machine's user has in the environment.
     fn environment(&self) -> Vec<(&'static str, String)> {
         let at = |path: &Path| path.display().to_string();
         let mut all = vec![
-            ("HOME", at(&self.user_home())),
             ("RBEE_HIVE_MODELS", at(&self.home.models())),
             ("RBEE_HIVE_STATE", at(&self.home.path().join("hive"))),
             ("RBEE_HIVE_CONFIG", at(&self.home.hive_config())),
@@ -402,9 +352,4 @@ impl Drop for Machine<'_> {
 /// A word as the shell takes it.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-fn is_sshd(pid: u32) -> bool {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.starts_with("sshd")
 }

@@ -10,6 +10,7 @@ pub use machine::Machine;
 pub use slow_link::SlowLink;
 
 use crate::harness::Launch;
+use crate::harness::sshd::make_key;
 use crate::proc;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
@@ -51,7 +52,7 @@ impl Network {
         let person = tempfile::Builder::new().prefix("rbee-test-").tempdir();
         let person = person.expect("there is a writable temporary folder");
         std::fs::create_dir(person.path().join(".ssh")).expect("the folder is ours");
-        make_key(&person.path().join(".ssh/id_ed25519"));
+        make_key(&person.path().join(".ssh/id_ed25519"), "");
         let lan = Lan::new();
         if lan.is_none() {
             eprintln!(
@@ -189,14 +190,6 @@ fn keep(namespaces: &[&str], first: &str) -> Option<(Child, bool)> {
 fn child_of(keeper: &Child) -> u32 {
     let tree = proc::tree(&[keeper.id()]);
     *tree.get(1).expect("it said that it is there")
-}
-
-fn make_key(path: &Path) {
-    must(
-        Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-C", "a test's key", "-N", "", "-f"])
-            .arg(path),
-    );
 }
 
 /// Runs a command and gives what it printed.

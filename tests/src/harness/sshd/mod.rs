@@ -1,25 +1,26 @@
 //! A throw-away sshd with its own keys and home, run as the user of the tests.
 
+pub(crate) mod server;
+
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rbee_orchestrator::domain::SshTarget;
 use rbee_orchestrator::transport::{HiveCommand, SshOptions, SshTransport};
-use rustix::process::{Pid, Signal, kill_process};
+
+pub use server::make_key;
 
 use super::home::Home;
 use super::ports;
+use crate::proc;
 
 /// A hive of a few lines, in one of its modes.
-const FAKE_HIVE: &str = include_str!("../../../rbee-orchestrator/tests/hives/fake_hive.py");
+const FAKE_HIVE: &str = include_str!("../../../../rbee-orchestrator/tests/hives/fake_hive.py");
 
 /// Another process may take a port between its choice and its use.
 const PORT_TRIES: usize = 10;
@@ -76,8 +77,9 @@ impl Sshd {
         .expect("copied");
         for _ in 0..PORT_TRIES {
             let port = ports::free().expect("there is a free port");
-            write_config(folder.path(), port, settings, variables);
-            if let Some(child) = spawn(folder.path()) {
+            let address = format!("127.0.0.1:{port}");
+            server::write_config(folder.path(), &address, settings, variables);
+            if let Some(child) = server::start(folder.path(), Command::new) {
                 let sshd = Sshd {
                     folder,
                     port,
@@ -154,26 +156,14 @@ impl Sshd {
 
     /// Ends every session, and the server too.
     pub fn kill(&mut self) {
-        let mut doomed = vec![self.child.id()];
-        let all = processes();
-        let mut index = 0;
-        while index < doomed.len() {
-            let parent = doomed[index];
-            let children = all.iter().filter(|p| p.parent == parent && p.is_sshd());
-            doomed.extend(children.map(|process| process.pid));
-            index += 1;
-        }
-        for pid in doomed {
-            kill(pid);
-        }
-        self.child.wait().expect("it is our child");
+        server::end(&mut self.child);
     }
 
     /// Starts it again on the same port, with the same keys.
     pub fn start_again(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            if let Some(child) = spawn(self.folder.path()) {
+            if let Some(child) = server::start(self.folder.path(), Command::new) {
                 self.child = child;
                 return;
             }
@@ -206,20 +196,12 @@ impl Sshd {
 
     /// Processes that name this folder in their command line, but for sshd's own.
     pub fn programs(&self) -> Vec<u32> {
-        let folder = self.folder.path().display().to_string();
-        Self::those(|process| process.line.contains(&folder))
+        but_sshd(proc::with_word(&self.folder.path().display().to_string()))
     }
 
     /// All that runs on the machine, the shells of commands too.
     pub fn everything(&self) -> Vec<u32> {
-        let home = format!("HOME={}", self.home().display());
-        Self::those(|process| process.environment().contains(&home))
-    }
-
-    fn those(which: impl Fn(&Process) -> bool) -> Vec<u32> {
-        let all = processes().into_iter();
-        let found = all.filter(|process| !process.is_sshd() && which(process));
-        found.map(|process| process.pid).collect()
+        but_sshd(proc::with_env("HOME", &self.home().display().to_string()))
     }
 }
 
@@ -234,99 +216,16 @@ impl Drop for Sshd {
         }
         let mut left = self.everything();
         left.extend(self.programs());
-        left.iter().copied().for_each(kill);
+        left.iter().copied().for_each(proc::kill);
         if !std::thread::panicking() {
             assert_eq!(left, Vec::<u32>::new(), "processes are left behind");
         }
     }
 }
 
-/// Makes a pair of keys.
-///
-/// # Panics
-/// When `ssh-keygen` does not work.
-pub fn make_key(path: &Path, passphrase: &str) {
-    let made = Command::new("ssh-keygen")
-        .args([
-            "-q",
-            "-t",
-            "ed25519",
-            "-C",
-            "a test's key",
-            "-N",
-            passphrase,
-            "-f",
-        ])
-        .arg(path)
-        .status()
-        .expect("ssh-keygen is missing; run: sudo apt-get install openssh-client");
-    assert!(made.success(), "ssh-keygen works");
-}
-
-fn write_config(folder: &Path, port: u16, settings: &str, variables: &str) {
-    let at = |name: &str| folder.join(name).display().to_string();
-    // What is first holds.
-    let config = format!(
-        "{settings}\n\
-         ListenAddress 127.0.0.1:{port}\n\
-         HostKey {}\n\
-         AuthorizedKeysFile {}\n\
-         SetEnv HOME={} {variables}\n\
-         PidFile none\n\
-         StrictModes no\n\
-         UsePAM no\n\
-         PasswordAuthentication no\n\
-         KbdInteractiveAuthentication no\n\
-         PermitRootLogin yes\n\
-         MaxStartups 100\n\
-         Subsystem sftp internal-sftp\n",
-        at("host_key"),
-        at("authorized_keys"),
-        at("home"),
-    );
-    fs::write(folder.join("sshd_config"), config).expect("written");
-}
-
-/// Starts sshd and waits until it listens; `None` if it ends before.
-fn spawn(folder: &Path) -> Option<Child> {
-    let program = find_sshd();
-    if rustix::process::geteuid().is_root() {
-        // Where sshd locks up the part of it that speaks with strangers.
-        let separate = Path::new("/run/sshd");
-        if !separate.is_dir() {
-            fs::create_dir_all(separate).expect("root may make it");
-            let mode = fs::Permissions::from_mode(0o755);
-            fs::set_permissions(separate, mode).expect("it is ours");
-        }
-    }
-    let mut child = Command::new(program)
-        .args(["-D", "-e", "-f"])
-        .arg(folder.join("sshd_config"))
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("sshd runs");
-    let said = child.stderr.take().expect("it is piped");
-    let mut lines = BufReader::new(said).lines();
-    let listens = lines.any(|line| line.is_ok_and(|line| line.contains("Server listening")));
-    // What it says later must not fill the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-    if listens {
-        return Some(child);
-    }
-    child.wait().expect("it is our child");
-    None
-}
-
-fn find_sshd() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders =
-        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    let mut found = folders.map(|folder| folder.join("sshd"));
-    found
-        .find(|file| file.is_file())
-        .expect("sshd is missing; run: sudo apt-get install openssh-server")
+fn but_sshd(mut all: Vec<proc::Process>) -> Vec<u32> {
+    all.retain(|process| !server::is_sshd(process.pid));
+    all.into_iter().map(|process| process.pid).collect()
 }
 
 /// A free port, with free ones behind it, that no outgoing connection is given by chance.
@@ -339,50 +238,5 @@ pub fn hive_port() -> u16 {
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
-    }
-}
-
-struct Process {
-    pid: u32,
-    parent: u32,
-    name: String,
-    line: String,
-}
-
-impl Process {
-    fn is_sshd(&self) -> bool {
-        self.name.starts_with("sshd")
-    }
-
-    /// Empty for a zombie, and for another user's.
-    fn environment(&self) -> String {
-        let bytes = fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-fn processes() -> Vec<Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(process).collect()
-}
-
-fn process(pid: u32) -> Option<Process> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (before, after) = stat.rsplit_once(')')?;
-    let (_, name) = before.split_once('(')?;
-    // A zombie's command line is empty.
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    Some(Process {
-        pid,
-        parent: after.split_ascii_whitespace().nth(1)?.parse().ok()?,
-        name: name.to_owned(),
-        line: String::from_utf8_lossy(&line).replace('\0', " "),
-    })
-}
-
-fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::KILL);
     }
 }
