@@ -120,3 +120,28 @@ fn has_text(block: &[u8]) -> bool {
     };
     found(&MARKS.content) || found(&MARKS.text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_events_of_one_object_each_are_counted_without_being_read() {
+        let count = |block: &str| objects(block.as_bytes());
+        assert_eq!(count("data: {\"a\":\"data: {\"}\n\n"), Some(1));
+        assert_eq!(count("data: {}\n\ndata: {}\n\n"), Some(2));
+        for other in [
+            "data: [DONE]\n\n",
+            "data:{}\n\n",
+            ": comment\n\n",
+            "data: {}\r\n\r\n",
+            "data: {}\n\n\n",
+            "data: {}\n",
+            "data: {\ndata: }\n\n",
+            "id: 1\ndata: {}\n\n",
+            "data: {}\n\ndata: [DONE]\n\n",
+        ] {
+            assert_eq!(count(other), None, "{other:?}");
+        }
+    }
+}
