@@ -29,7 +29,7 @@ run: ## Leave a queen running until Ctrl-C: make run [PORT=8080]
 
 test: ## Run all tests, those with the real engine and model too
 	tests/parts.sh --tests
-	cargo build --workspace --bins $(OPENSSL)
+	cargo build --workspace --bins --examples $(OPENSSL)
 	$(WITH_PARTS) RBEE_TEST_BUILT=1 cargo test --workspace $(OPENSSL)
 
 chaos: ## Kill the queen under load, and see what she keeps: make chaos [ARGS="--kills 1000"]

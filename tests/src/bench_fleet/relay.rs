@@ -1,12 +1,13 @@
 //! Streams through the tunnel, beside the same streams over plain HTTP.
 
 use super::table::{Aim, Found};
-use crate::harness::{Home, Queen, programs};
+use crate::harness::{Home, Queen, programs, until};
 use crate::machines::{Machine, Network};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const STREAMS: &str = "64";
 const SLOTS: u32 = 4096;
@@ -127,7 +128,13 @@ fn serve_plainly(queen: &Queen, machine: &Machine<'_>, pace: &Pace) -> Result<()
     });
     let reply = queen.ask("/v2/workers/register", &worker);
     ensure!(reply.status == 200, "{}", reply.text);
-    Ok(())
+    let id = &reply.json()["worker_id"];
+    let is_idle = || {
+        let workers = queen.workers();
+        let mut ours = workers.iter().filter(|w| w["worker_id"] == *id);
+        ours.any(|w| w["state"] == "idle").then_some(())
+    };
+    until(Duration::from_secs(15), is_idle).context("the queen never found the stub idle")
 }
 
 fn load(queen: &Queen, model: &str, pace: &Pace, more: &[&str]) -> Result<Value> {

@@ -22,12 +22,13 @@ const MIGRATING: &str = "migrating";
 const PURGING: &str = "purging";
 
 /// The steps that a life comes to under load, and up to how many passings make sense.
-const UNDER_LOAD: [(&str, u64); 5] = [
+const UNDER_LOAD: [(&str, u64); 6] = [
     ("submit-inserted", 12),
     ("dispatched", 12),
     ("mid-stream", 40),
     ("finish-before-commit", 12),
     ("recovering", 1),
+    ("recovery-uncommitted", 1),
 ];
 
 /// How long a queen may live without coming to the step that is to be her last.

@@ -56,7 +56,8 @@ fn build() {
     // The workspace as a whole: for single packages cargo would choose other features, and build
     // everything again.
     build
-        .args(["build", "--quiet", "--workspace", "--bins", "--target-dir"])
+        .args(["build", "--quiet", "--workspace", "--bins", "--examples"])
+        .arg("--target-dir")
         .arg(target_dir)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
     if profile_dir.ends_with("release") {

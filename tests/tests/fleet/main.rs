@@ -1,6 +1,7 @@
 //! A fleet: a queen on her machine and hives on others, reached over SSH, and what happens to such
 //! machines.
 
+mod example;
 mod lines;
 mod power;
 mod work;
