@@ -27,7 +27,7 @@ pub(crate) use version::is_older;
 
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
-pub use ssh::{SshOptions, SshTransport};
+pub use ssh::{SshOptions, SshSessions, SshTransport};
 
 /// The `reason` in an error's details for a machine that is reached and lacks the hive's program.
 pub(crate) const NO_PROGRAM: &str = "no_program";
