@@ -53,10 +53,12 @@ impl Orchestrator {
     /// `INVALID_REQUEST` for a command template that the configuration does not have,
     /// `STORE_FAILED`: the hive is used then, but a later life of the queen does not know it.
     pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
-        let transport = self.way_to(&spec).await?;
         let this = self.clone();
-        self.to_its_end(async move { this.register(spec, transport).await })
-            .await
+        self.to_its_end(async move {
+            let transport = this.way_to(&spec).await?;
+            this.register(spec, transport).await
+        })
+        .await
     }
 
     /// How a hive is reached. At the place where it is already, by the way that there is: what that
@@ -233,7 +235,7 @@ impl Orchestrator {
         let alone = driver.hives.registration.lock().await;
         let entry = driver.decide(|brain, now, out| {
             brain.remove_hive(now, id, out)?;
-            Ok::<_, Error>(driver.hives.remove(id))
+            Ok::<_, Error>(driver.hives.remove(id, stop))
         })?;
         // Others need not wait until it has ended.
         drop(alone);
@@ -241,6 +243,9 @@ impl Orchestrator {
             Some(entry) => ask_to_leave(entry, stop).await.map(|_| ()),
             None => Ok(()),
         };
+        if let Some(entry) = &entry {
+            driver.hives.has_left(entry);
+        }
         // The record stays until then, for a later life of the queen to find what still runs.
         let _alone = driver.hives.registration.lock().await;
         let is_back = driver.look(|brain, now| brain.view(now).hives.contains_key(id));
