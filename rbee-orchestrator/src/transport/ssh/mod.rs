@@ -172,9 +172,8 @@ impl HiveTransport for SshTransport {
         life::logs(&self.host, log_file, lines).await
     }
 
-    async fn may_be_ours(&self, port: u16) -> bool {
-        let asked = process::is_served_by_own_user(&self.host, port).await;
-        asked.unwrap_or(false)
+    async fn may_be_ours(&self, port: u16) -> Result<bool> {
+        process::is_served_by_own_user(&self.host, port).await
     }
 
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
