@@ -32,7 +32,8 @@ impl Brain {
     }
 
     /// Whether the queen stood still since, so that an answer may wait unread.
-    pub(super) fn stood_still_since(&self, begun: Mono) -> bool {
+    #[must_use]
+    pub fn stood_still_since(&self, begun: Mono) -> bool {
         begun < self.stalled_until
     }
 

@@ -219,8 +219,11 @@ impl HiveClient {
     /// Finds out what listens at its port. The token is shown only to what answers like a hive and
     /// may be the queen's own.
     pub async fn recognise(&self) -> Recognition {
-        if !self.transport.may_be_ours(self.port).await {
-            return Recognition::Stranger;
+        match self.transport.may_be_ours(self.port).await {
+            Ok(true) => {}
+            Ok(false) => return Recognition::Stranger,
+            // Its machine is away.
+            Err(_) => return Recognition::Silent,
         }
         match self.health_status().await {
             Ok(status) if status.is_success() => {}

@@ -1,6 +1,7 @@
 //! The life of one hive's process: found and adopted, started, stopped.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
@@ -8,19 +9,14 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::claims::{Claimant, PortClaims};
-use super::client::{CallTimeouts, HiveClient, Recognition};
+use super::client::{CallTimeouts, HiveClient};
 use super::launch::Launch;
 use super::token::HiveToken;
 use crate::domain::{HiveId, HiveProcess, HiveSpec};
 use crate::error::{Code, Error, Result};
 use crate::transport::{HiveCommand, HiveTransport, Preflight};
 
-/// How long a hive that an earlier life of the queen started, and that still runs, may be silent
-/// before it is replaced.
-const SILENCE: Duration = Duration::from_secs(10);
-/// How long a silent hive may take to end before it is killed: it is not expected to react.
-const SILENT_GRACE: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(100);
+pub(super) const POLL: Duration = Duration::from_millis(100);
 
 /// How hives are started and spoken to.
 #[derive(Debug, Clone)]
@@ -71,6 +67,8 @@ pub struct HiveHandle {
     claimant: Claimant,
     transport: Arc<dyn HiveTransport>,
     changing: Mutex<()>,
+    /// A start is under way, or was dropped midway.
+    starting: AtomicBool,
     process: StdMutex<Option<HiveProcess>>,
 }
 
@@ -98,6 +96,7 @@ impl HiveHandle {
             options,
             transport,
             changing: Mutex::new(()),
+            starting: AtomicBool::new(false),
             process: StdMutex::new(None),
         };
         handle.remember(process);
@@ -146,8 +145,8 @@ impl HiveHandle {
     /// or the configured port is taken if it accepts the token, and left alone if it does not; the
     /// next free port is used then. An unmanaged hive is only asked for its health.
     ///
-    /// Dropped midway, a process that is not healthy yet is killed; a healthy one is known to
-    /// [`HiveHandle::process`].
+    /// Dropped midway, a process that is not healthy yet is killed, or found by
+    /// [`HiveHandle::stop`]; a healthy one is known to [`HiveHandle::process`].
     ///
     /// # Errors
     /// `HIVE_UNREACHABLE` with the reason: what [`HiveHandle::preflight`] found missing, or the
@@ -167,8 +166,11 @@ impl HiveHandle {
         let command = self.command();
         let Preflight { program, version } = self.program(&command).await?;
         tracing::info!(hive = %self.id, program = %program.display(), version, "starting the hive");
-        let process = self.transport.start(&command).await?;
+        self.starting.store(true, Ordering::Relaxed);
+        let started = self.transport.start(&command).await;
         // At once, without a pause: a process that runs must be known.
+        self.starting.store(false, Ordering::Relaxed);
+        let process = started?;
         self.remember(Some(process.clone()));
         self.confirm(&process).await?;
         Ok(process)
@@ -183,13 +185,22 @@ impl HiveHandle {
     /// Those of [`HiveTransport::stop`].
     pub async fn stop(&self) -> Result<Stopped> {
         let _alone = self.changing.lock().await;
-        let Some(process) = self.process() else {
+        let known = match self.process() {
+            None => self.half_started().await?,
+            known => known,
+        };
+        let Some(process) = known else {
             return Ok(Stopped::WasNotRunning);
         };
         if !process.started_by_queen {
             return Ok(Stopped::NotOurs);
         }
-        if !self.transport.is_running(&process).await? {
+        // A session that died unnoticed is known to be dead when it has failed once.
+        let runs = match self.transport.is_running(&process).await {
+            Err(_) => self.transport.is_running(&process).await?,
+            Ok(runs) => runs,
+        };
+        if !runs {
             self.remember(None);
             return Ok(Stopped::WasNotRunning);
         }
@@ -232,83 +243,6 @@ impl HiveHandle {
         self.transport.logs(&self.options.log_file, lines).await
     }
 
-    /// The hive that runs already and takes the token, if there is one.
-    async fn adopt(&self) -> Result<Option<HiveProcess>> {
-        let stored = self.process();
-        let mut ports = Vec::from_iter(stored.as_ref().map(|process| process.port));
-        if let Some((process, is_stored)) = self.known_process(stored).await? {
-            match self.recognise_patiently(process.port).await {
-                Recognition::Accepted => return Ok(Some(process)),
-                // One that is not stored, and refuses the token, is another queen's.
-                reason
-                    if process.started_by_queen && (is_stored || reason == Recognition::Silent) =>
-                {
-                    self.replace(&process, &reason).await?;
-                }
-                _ => {}
-            }
-        }
-        if !ports.contains(&self.options.port) {
-            ports.push(self.options.port);
-        }
-        let (claims, machine) = (&self.options.claims, self.transport.machine());
-        ports.retain(|port| !claims.is_anothers(machine, *port, self.claimant));
-        for port in ports {
-            match self.client_at(port).recognise().await {
-                Recognition::Accepted => {
-                    tracing::info!(hive = %self.id, port, "a running hive was found and adopted");
-                    return Ok(Some(found(port)));
-                }
-                Recognition::Silent => {}
-                reason => tracing::info!(
-                    hive = %self.id, port, ?reason, "the hive's port is taken; the next is used"
-                ),
-            }
-        }
-        Ok(None)
-    }
-
-    /// The hive's process that runs, and whether the store knew it.
-    async fn known_process(
-        &self,
-        stored: Option<HiveProcess>,
-    ) -> Result<Option<(HiveProcess, bool)>> {
-        if let Some(process) = stored.filter(|process| process.pid.is_some())
-            && self.transport.is_running(&process).await?
-        {
-            return Ok(Some((process, true)));
-        }
-        let left = self.transport.left_running(&self.command()).await?;
-        Ok(left.map(|process| (process, false)))
-    }
-
-    /// A hive whose process runs may just be starting, or be stalled for a moment.
-    async fn recognise_patiently(&self, port: u16) -> Recognition {
-        let deadline = Instant::now() + SILENCE.min(self.options.start_timeout);
-        loop {
-            let found = self.client_at(port).recognise().await;
-            if found != Recognition::Silent || Instant::now() >= deadline {
-                return found;
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Stops a process that a queen started and that this one can't use.
-    async fn replace(&self, process: &HiveProcess, reason: &Recognition) -> Result<()> {
-        tracing::warn!(
-            hive = %self.id, pid = process.pid, port = process.port, ?reason,
-            "the hive that runs can't be used and is replaced"
-        );
-        let grace = match reason {
-            Recognition::Silent => SILENT_GRACE.min(self.options.stop_grace),
-            _ => self.options.stop_grace,
-        };
-        self.transport.stop(process, grace).await?;
-        self.remember(None);
-        Ok(())
-    }
-
     /// Makes sure that what was started is a hive that takes the token.
     async fn confirm(&self, process: &HiveProcess) -> Result<()> {
         let Err(error) = self.client_at(process.port).workers().await else {
@@ -340,7 +274,18 @@ impl HiveHandle {
         &self.options
     }
 
-    fn client_at(&self, port: u16) -> HiveClient {
+    pub(super) fn is_claimed_by_another(&self, port: u16) -> bool {
+        let machine = self.transport.machine();
+        self.options
+            .claims
+            .is_anothers(machine, port, self.claimant)
+    }
+
+    pub(super) fn starting(&self) -> &AtomicBool {
+        &self.starting
+    }
+
+    pub(super) fn client_at(&self, port: u16) -> HiveClient {
         let options = &self.options;
         let transport = Arc::clone(&self.transport);
         HiveClient::new(
@@ -352,7 +297,7 @@ impl HiveHandle {
         )
     }
 
-    fn remember(&self, process: Option<HiveProcess>) {
+    pub(super) fn remember(&self, process: Option<HiveProcess>) {
         let port = process.as_ref().map(|process| process.port);
         self.options
             .claims
@@ -382,7 +327,7 @@ impl Drop for HiveHandle {
 }
 
 /// A hive that answers at a port and that no queen started.
-fn found(port: u16) -> HiveProcess {
+pub(super) fn found(port: u16) -> HiveProcess {
     HiveProcess {
         port,
         pid: None,

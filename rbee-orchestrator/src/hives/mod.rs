@@ -4,6 +4,7 @@
 //! [`HiveHandle`] is one registered hive. It decides nothing: the brain says when a hive shall run
 //! or stop, and what to ask of it.
 
+mod adoption;
 mod claims;
 mod client;
 mod events;

@@ -25,6 +25,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct HiveMap {
     entries: RwLock<HashMap<HiveId, Entry>>,
+    /// Hives that were removed and are being stopped: one of the same name must wait for that.
+    leaving: RwLock<HashMap<HiveId, Entry>>,
     /// Held while a hive is registered or forgotten, so that brain, map and store agree.
     pub(super) registration: tokio::sync::Mutex<()>,
 }
@@ -38,19 +40,36 @@ impl HiveMap {
             .cloned()
     }
 
+    /// Gives the hive that had its name, if it has not ended yet.
     pub(super) fn insert(&self, entry: Entry) -> Option<Entry> {
         let id = entry.handle.id().clone();
+        let leaving = self.leaving.read().unwrap_or_else(PoisonError::into_inner);
+        let leaving = leaving.get(&id).cloned();
         self.entries
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, entry)
+            .or(leaving)
     }
 
-    pub(super) fn remove(&self, id: &HiveId) -> Option<Entry> {
-        self.entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id)
+    /// Takes a hive out; one that is to be stopped is remembered until [`HiveMap::has_left`].
+    pub(super) fn remove(&self, id: &HiveId, stop: bool) -> Option<Entry> {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.remove(id)?;
+        if stop {
+            let mut leaving = self.leaving.write().unwrap_or_else(PoisonError::into_inner);
+            leaving.insert(id.clone(), entry.clone());
+        }
+        Some(entry)
+    }
+
+    pub(super) fn has_left(&self, entry: &Entry) {
+        let mut leaving = self.leaving.write().unwrap_or_else(PoisonError::into_inner);
+        let id = entry.handle.id();
+        let is_it = |other: &Entry| Arc::ptr_eq(&other.handle, &entry.handle);
+        if leaving.get(id).is_some_and(is_it) {
+            leaving.remove(id);
+        }
     }
 
     pub(super) fn all(&self) -> Vec<Entry> {

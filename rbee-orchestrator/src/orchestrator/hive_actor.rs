@@ -157,7 +157,13 @@ impl HiveActor {
 
     async fn start(&mut self) {
         let hive = self.handle.id().clone();
-        match self.handle.ensure_running().await {
+        let begun = self.driver.clock.now().mono;
+        let mut started = self.handle.ensure_running().await;
+        if started.is_err() && self.driver.stood_still_since(begun) {
+            // Its time passed while nobody looked, which says nothing of the hive.
+            started = self.handle.ensure_running().await;
+        }
+        match started {
             Ok(process) => {
                 tracing::info!(%hive, port = process.port, pid = process.pid, "the hive runs");
                 self.watched = true;

@@ -53,10 +53,30 @@ impl Orchestrator {
     /// `INVALID_REQUEST` for a command template that the configuration does not have,
     /// `STORE_FAILED`: the hive is used then, but a later life of the queen does not know it.
     pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
-        let transport = (self.hive_parts.transports)(&spec)?;
         let this = self.clone();
-        self.to_its_end(async move { this.register(spec, transport).await })
+        self.to_its_end(async move {
+            let transport = this.way_to(&spec).await?;
+            this.register(spec, transport).await
+        })
+        .await
+    }
+
+    /// How a hive is reached. At the place where it is already, by the way that there is: what that
+    /// remembers of its machine is looked at, and mended, too.
+    async fn way_to(&self, spec: &HiveSpec) -> Result<Arc<dyn HiveTransport>> {
+        let driver = &self.driver;
+        let stays = driver.look(|brain, now| {
+            let known = brain.view(now).hives.get(&spec.id);
+            known.is_some_and(|hive| hive.record.spec.is_same_place(spec))
+        });
+        if let Some(entry) = driver.hives.get(&spec.id).filter(|_| stays) {
+            return Ok(entry.handle.transport().clone());
+        }
+        // It may read the user's SSH configuration.
+        let (transports, spec) = (self.hive_parts.transports.clone(), spec.clone());
+        tokio::task::spawn_blocking(move || transports(&spec))
             .await
+            .unwrap_or_else(|error| Err(Error::internal(error.to_string())))
     }
 
     /// Looks at a hive's machine and, unless the report has a failure, registers the hive as
@@ -65,7 +85,7 @@ impl Orchestrator {
     /// # Errors
     /// Those of [`Orchestrator::add_hive`].
     pub async fn inspect_and_add_hive(&self, spec: HiveSpec) -> Result<Report> {
-        let transport = (self.hive_parts.transports)(&spec)?;
+        let transport = self.way_to(&spec).await?;
         let options = self.hive_options(&spec)?;
         let hive = HiveHandle::new(&spec, None, transport.clone(), options);
         let looked = tokio::time::timeout(LOOK_TIMEOUT, hive.inspect()).await;
@@ -215,7 +235,7 @@ impl Orchestrator {
         let alone = driver.hives.registration.lock().await;
         let entry = driver.decide(|brain, now, out| {
             brain.remove_hive(now, id, out)?;
-            Ok::<_, Error>(driver.hives.remove(id))
+            Ok::<_, Error>(driver.hives.remove(id, stop))
         })?;
         // Others need not wait until it has ended.
         drop(alone);
@@ -223,6 +243,9 @@ impl Orchestrator {
             Some(entry) => ask_to_leave(entry, stop).await.map(|_| ()),
             None => Ok(()),
         };
+        if let Some(entry) = &entry {
+            driver.hives.has_left(entry);
+        }
         // The record stays until then, for a later life of the queen to find what still runs.
         let _alone = driver.hives.registration.lock().await;
         let is_back = driver.look(|brain, now| brain.view(now).hives.contains_key(id));
@@ -332,18 +355,17 @@ fn unfinished() -> Report {
 }
 
 /// Local hives are child processes, unmanaged ones are reached by TCP, and those on machines with
-/// SSH through it.
+/// SSH through it: all on one machine by one session.
 pub(super) fn default_transports(ssh: &SshOptions) -> TransportFactory {
-    use crate::transport::{DirectTransport, LocalTransport, SshTransport};
+    use crate::transport::{DirectTransport, LocalTransport, SshSessions};
     let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());
-    let ssh = Arc::new(ssh.clone());
+    let ssh = SshSessions::new(ssh.clone());
     Arc::new(move |spec| match &spec.ssh {
         _ if !spec.is_managed() => Ok(Arc::new(DirectTransport::new(spec.hostname.clone()))),
         None => Ok(local.clone()),
         Some(target) => {
             let (target, host) = (target.clone(), spec.hostname.clone());
-            let transport = SshTransport::new(target, host, spec.tunnel, ssh.clone());
-            Ok(Arc::new(transport))
+            Ok(Arc::new(ssh.transport(target, host, spec.tunnel)))
         }
     })
 }

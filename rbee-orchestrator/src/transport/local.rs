@@ -205,8 +205,8 @@ impl HiveTransport for LocalTransport {
         })
     }
 
-    async fn may_be_ours(&self, port: u16) -> bool {
-        blocking(move || ports::is_served_by_own_user(port)).await
+    async fn may_be_ours(&self, port: u16) -> Result<bool> {
+        Ok(blocking(move || ports::is_served_by_own_user(port)).await)
     }
 
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {

@@ -27,7 +27,7 @@ pub(crate) use version::is_older;
 
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
-pub use ssh::{SshOptions, SshTransport};
+pub use ssh::{SshOptions, SshSessions, SshTransport};
 
 /// The `reason` in an error's details for a machine that is reached and lacks the hive's program.
 pub(crate) const NO_PROGRAM: &str = "no_program";
@@ -169,10 +169,13 @@ pub trait HiveTransport: Send + Sync + 'static {
     async fn logs(&self, log_file: &Path, lines: usize) -> Result<Vec<String>>;
 
     /// Whether what listens on a port may be the queen's own hive, so that her token may be shown
-    /// to it. On her own machine a listener of another user may not.
-    async fn may_be_ours(&self, port: u16) -> bool {
+    /// to it. A listener of another user may not.
+    ///
+    /// # Errors
+    /// When that can't be found out.
+    async fn may_be_ours(&self, port: u16) -> Result<bool> {
         let _ = port;
-        true
+        Ok(true)
     }
 
     /// Connects to a port on the hive's machine. Hive client and relay reach hives and workers

@@ -106,6 +106,29 @@ async fn a_hive_that_moves_is_stopped_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_hive_that_is_added_while_it_is_removed_is_a_new_one() {
+    let hives = FakeHives::new();
+    let orchestrator = started(&hives, "healthy").await;
+    orchestrator.models(None).await.expect("it runs");
+    let before = hives.processes();
+    let id = HiveId::localhost();
+    let (removed, added) = tokio::join!(
+        orchestrator.remove_hive(&id, false),
+        orchestrator.add_hive(HiveSpec::local(id.clone())),
+    );
+    removed.expect("it is stopped");
+    added.expect("it is taken");
+    assert!(hives.processes().iter().all(|pid| !before.contains(pid)));
+    want_the_local_hive(&orchestrator);
+    eventually("it is online", || {
+        local_status(&orchestrator) == HiveStatus::Online
+    })
+    .await;
+    assert_eq!(hives.processes().len(), 1);
+    orchestrator.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_registration_whose_client_leaves_is_finished() {
     let hives = FakeHives::new();
     let orchestrator = started(&hives, "healthy").await;

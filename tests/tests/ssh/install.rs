@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use rbee_orchestrator::Code;
 use rbee_orchestrator::transport::report::Status;
@@ -88,11 +89,21 @@ async fn an_upload_that_is_cut_leaves_the_older_program_in_place() {
     let kept = fs::read_to_string(folder.join("a hive's name")).expect("there");
     assert_eq!(kept, "the older one");
 
+    let young = ".a hive's name.1.upload";
+    fs::write(folder.join(young), "another's").expect("written");
+    for cut in names(&folder).iter().filter(|name| *name != young) {
+        let file = fs::File::options().write(true).open(folder.join(cut));
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        let aged = file.expect("it is ours").set_modified(long_ago);
+        aged.expect("it is ours");
+    }
     transport
         .install(&binary(&sshd), &command)
         .await
         .expect("again");
-    assert_eq!(names(&folder), ["a hive's name"], "the cut upload is gone");
+    let mut left = names(&folder);
+    left.sort();
+    assert_eq!(left, [young, "a hive's name"], "the cut upload is gone");
 }
 
 #[tokio::test]

@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rbee_orchestrator::Code;
-use rbee_orchestrator::domain::HiveProcess;
+use rbee_orchestrator::domain::{HiveId, HiveProcess, HiveSpec};
+use rbee_orchestrator::hives::{
+    CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped,
+};
 use rbee_orchestrator::transport::HiveTransport;
 
 use rbee_tests::harness::sshd::Sshd;
@@ -23,7 +27,7 @@ async fn a_hive_is_started_found_again_watched_and_stopped() {
     assert!(process.started_by_queen && process.pid.is_some());
     assert_eq!(process.port, command.port);
     assert!(transport.is_running(&process).await.expect("known"));
-    assert!(transport.may_be_ours(process.port).await);
+    assert!(transport.may_be_ours(process.port).await.expect("known"));
     transport.connect(process.port).await.expect("it listens");
     let log = transport
         .logs(&command.log_file, 1)
@@ -118,6 +122,40 @@ async fn a_hive_whose_start_was_dropped_is_found_again() {
     let process = found.expect("it runs");
     assert_eq!(sshd.programs(), Vec::from_iter(process.pid));
     transport.stop(&process, GRACE).await.expect("it stops");
+}
+
+#[tokio::test]
+async fn a_hive_that_is_told_to_stop_while_it_starts_is_stopped() {
+    let sshd = Sshd::start();
+    let command = sshd.hive("mute");
+    let options = HiveOptions {
+        template: command.template.clone(),
+        port: command.port,
+        queen_url: None,
+        upload_dir: None,
+        token: HiveToken::random().expect("there is randomness"),
+        log_file: command.log_file.clone(),
+        start_timeout: command.start_timeout,
+        stop_grace: Duration::from_secs(2),
+        timeouts: CallTimeouts::default(),
+        claims: PortClaims::default(),
+    };
+    let id = HiveId::new("gpu-0").expect("a name");
+    let spec = HiveSpec {
+        install: false,
+        ..HiveSpec::over_ssh(id, sshd.target())
+    };
+    let hive = HiveHandle::new(&spec, None, Arc::new(sshd.transport()), options);
+    let pid_file = sshd.home().join(".rbee/run/gpu-0.pid");
+    tokio::select! {
+        biased;
+        () = eventually("it starts", || pid_file.exists()) => {}
+        ended = hive.ensure_running() => panic!("it is mute: {ended:?}"),
+    }
+    assert_eq!(sshd.programs().len(), 1);
+    assert_eq!(hive.stop().await.expect("it stops"), Stopped::Ended);
+    assert_eq!(sshd.programs(), Vec::<u32>::new());
+    assert_eq!(hive.stop().await.expect("done"), Stopped::WasNotRunning);
 }
 
 #[tokio::test]

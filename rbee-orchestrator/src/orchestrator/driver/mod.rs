@@ -201,6 +201,13 @@ impl Driver {
         }
     }
 
+    /// Whether the queen stood still since.
+    pub(in crate::orchestrator) fn stood_still_since(self: &Arc<Self>, begun: Mono) -> bool {
+        // She may be awake again only now, and not have noticed.
+        self.feed(Event::Pulse);
+        self.look(|brain, _| brain.stood_still_since(begun))
+    }
+
     /// A flow for a job that is about to be taken in.
     pub(in crate::orchestrator) fn new_flow(&self, call: Call) -> Arc<Flow> {
         Arc::new(Flow::new(call, self.pool.clone(), self.flow_parts.clone()))

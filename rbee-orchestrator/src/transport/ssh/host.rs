@@ -118,7 +118,8 @@ impl Host {
         let why = match self.shared.state().is_connecting() {
             true => format!("no SSH session with {name} within {limit:?}"),
             false => format!(
-                "port {port} on {name} took no connection within {limit:?}; is what listens there                  stopped?"
+                "port {port} on {name} took no connection within {limit:?}; is what listens there \
+                 stopped?"
             ),
         };
         io::Error::new(io::ErrorKind::TimedOut, why)
@@ -284,7 +285,8 @@ impl Shared {
             phases: Arc::new(phases),
         };
         std::thread::Builder::new()
-            .name(format!("ssh {}", self.target.host))
+            // A thread's name can't hold one, and whoever embeds this may register any.
+            .name(format!("ssh {}", self.target.host.replace('\0', "")))
             .spawn(move || thread.run(ordered))
             .map_err(failed)?;
         Ok(Handle {

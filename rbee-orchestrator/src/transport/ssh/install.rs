@@ -18,6 +18,9 @@ use crate::error::{Code, Error, Result};
 
 /// How much is sent before there is a look at what became of it.
 const CHUNK_BYTES: usize = 256 << 10;
+/// An upload that grew no more for so long is nobody's; a younger one may be another hive's, or
+/// another queen's.
+const ABANDONED_MINUTES: u32 = 10;
 /// A larger file is no hive.
 const LARGEST_BYTES: u64 = 512 << 20;
 
@@ -90,7 +93,11 @@ impl Place {
         let body = format!(
             "uname -sm\nmkdir -p {folder} && cd {folder} && pwd || return 1\n\
              df -Pk . | awk 'NR == 2 {{ print $4 }}'\n\
-             name={word}\nfor old in \".$name.\"*.upload; do rm -f -- \"$old\"; done"
+             name={word}\n\
+             [ ! -d \"$name\" ] || {{ echo \"$name is a folder there\" >&2; return 1; }}\n\
+             for old in \".$name.\"*.upload; do\n\
+             [ -z \"$(find \"./$old\" -mmin +{ABANDONED_MINUTES} 2>/dev/null)\" ] || rm -f -- \"$old\"\n\
+             done"
         );
         let limit = host.options().command_timeout;
         let said = script::run(host, &body, limit).await?;

@@ -1,7 +1,7 @@
 //! Hives on machines that are reached over SSH.
 //!
-//! One session for each machine, on one thread (`driver.rs`), carries everything: commands, and
-//! with `tunnel` every connection to the hive and its workers. Nothing on the machine needs an open
+//! One session for each machine and login, on one thread (`driver.rs`), carries everything:
+//! commands, and with `tunnel` every connection to the hives and their workers. Nothing on the machine needs an open
 //! port but sshd's, and nothing listens on the queen's side.
 
 mod auth;
@@ -25,6 +25,7 @@ mod process;
 mod program;
 mod quote;
 mod script;
+mod sessions;
 mod stream;
 mod target;
 mod tunnel;
@@ -47,6 +48,7 @@ use crate::error::Result;
 
 pub use crate::config::{HostKeyPolicy, SshOptions};
 pub use command::CommandOutput;
+pub use sessions::SshSessions;
 
 /// The name or address that an SSH target stands for in the user's SSH configuration. Reads files.
 ///
@@ -61,19 +63,20 @@ const ANY_ADDRESS: &str = "0.0.0.0";
 
 /// Starts and watches a hive on another machine, and reaches it through the session or by TCP.
 ///
-/// Nothing is connected before it is needed. Dropping it stops no hive; connections through it go
-/// on to their end.
+/// Nothing is connected before it is needed. It has a session of its own, unless it was made by
+/// [`SshSessions`]. Dropping it stops no hive; connections through it go on to their end.
 #[derive(Debug)]
 pub struct SshTransport {
-    host: Host,
+    host: Arc<Host>,
     hostname: String,
     tunnel: bool,
     machine: String,
 }
 
 impl SshTransport {
-    /// A machine by its SSH target; reads the user's SSH configuration. With `tunnel`, hive and workers listen on their machine's
-    /// loopback address only and are reached through the session; without, at `hostname`.
+    /// A machine by its SSH target; reads the user's SSH configuration. With `tunnel`, hive and
+    /// workers listen on their machine's loopback address only and are reached through the session;
+    /// without, at `hostname`.
     #[must_use]
     pub fn new(
         target: SshTarget,
@@ -81,14 +84,10 @@ impl SshTransport {
         tunnel: bool,
         options: Arc<SshOptions>,
     ) -> Self {
-        let machine = match Target::resolve(&target, &options) {
-            Ok(resolved) => format!("{}:{}", resolved.host, resolved.port),
-            // What is wrong is told when it is connected to.
-            Err(_) => target.host.clone(),
-        };
+        let resolved = Target::resolve(&target, &options);
         SshTransport {
-            machine: format!("{machine} over SSH"),
-            host: Host::new(target, options),
+            machine: machine(&target, resolved.as_ref().ok()),
+            host: Arc::new(Host::new(target, options)),
             hostname: hostname.into(),
             tunnel,
         }
@@ -116,6 +115,15 @@ impl SshTransport {
             true => LOOPBACK,
             false => ANY_ADDRESS,
         }
+    }
+}
+
+/// What tells machines apart. What is wrong with a target that leads nowhere is told when it is
+/// connected to.
+fn machine(registered: &SshTarget, resolved: Option<&Target>) -> String {
+    match resolved {
+        Some(Target { host, port, .. }) => format!("{host}:{port} over SSH"),
+        None => format!("{} over SSH", registered.host),
     }
 }
 
@@ -164,9 +172,8 @@ impl HiveTransport for SshTransport {
         life::logs(&self.host, log_file, lines).await
     }
 
-    async fn may_be_ours(&self, port: u16) -> bool {
-        let asked = process::is_served_by_own_user(&self.host, port).await;
-        asked.unwrap_or(false)
+    async fn may_be_ours(&self, port: u16) -> Result<bool> {
+        process::is_served_by_own_user(&self.host, port).await
     }
 
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {

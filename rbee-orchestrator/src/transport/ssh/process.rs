@@ -24,11 +24,15 @@ pub(super) struct ProcessId {
     pub(super) started: u64,
 }
 
-/// Stops a process: SIGTERM, the grace, then SIGKILL to it and the group that it leads.
+/// Stops a process: SIGTERM, the grace, then SIGKILL; and what it leaves of the group that it led.
 pub(super) async fn stop_known(host: &Host, process: &HiveProcess, grace: Duration) -> Result<()> {
     match (process.pid, process.pid_start_time) {
         (None, _) => Ok(()),
-        (Some(pid), Some(started)) => stop(host, ProcessId { pid, started }, grace).await,
+        (Some(pid), Some(started)) => {
+            let process = ProcessId { pid, started };
+            stop(host, process, grace).await?;
+            end_group(host, process).await
+        }
         (Some(pid), None) => Err(Error::new(
             Code::Conflict,
             format!("process {pid} may be another one by now: when it started is not known"),

@@ -22,7 +22,7 @@ pub(super) struct Target {
 }
 
 /// Which private keys are tried.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) enum Keys {
     /// This one; the agent only for want of its pass-phrase.
     Named(PathBuf),
