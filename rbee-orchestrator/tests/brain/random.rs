@@ -1,5 +1,6 @@
 //! Random interleavings of everything that can happen, in any order and at any time. A failure
-//! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed.
+//! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed, `RBEE_SEEDS=…` so
+//! many of them.
 
 mod fetches;
 mod invariants;
@@ -15,7 +16,7 @@ use rbee_orchestrator::domain::{
     Attempt, HiveId, JobId, ModelRef, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
 };
 use rbee_orchestrator::error::{Code, Error};
-use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
+use rbee_orchestrator::scheduler::{Hive, LeastLoaded, RoundRobin, Scheduler};
 
 use crate::dice::{Dice, HIVES, Nonsense};
 use crate::parts::{
@@ -59,7 +60,12 @@ struct Run {
     spawning: Vec<WorkerId>,
     /// Fetches that hives were asked for, and that have not ended.
     fetching: Vec<(HiveId, ModelRef)>,
+    /// How often rare states were reached.
+    reached: Reached,
 }
+
+/// Counts by what happened.
+type Reached = BTreeMap<&'static str, u64>;
 
 fn config(seed: u64) -> Config {
     let mut config = Config::default();
@@ -68,6 +74,8 @@ fn config(seed: u64) -> Config {
     config.queue.max_bytes = 4000;
     config.queue.promote_after = secs(20);
     config.hives.worker_slots = Some(2);
+    config.hives.restart_limit = (seed % 4) as u32;
+    config.hives.offline_after = 1 + (seed % 3) as u32;
     if seed.is_multiple_of(2) {
         config.queue.when_full = WhenFull::DropOldestBatch;
     }
@@ -123,6 +131,24 @@ impl Run {
             workers: vec![worker("x-0"), worker("x-1"), worker("x-2")],
             spawning: Vec::new(),
             fetching: Vec::new(),
+            reached: Reached::new(),
+        }
+    }
+
+    fn reach(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
+    }
+
+    /// What the brain of this life has counted.
+    fn reach_what_was_counted(&mut self) {
+        let counters = self.world.brain.counters();
+        for (what, count) in [
+            ("restart", counters.hive_restarts),
+            ("give-up", counters.hives_given_up),
+            ("flap", counters.hive_flaps),
+            ("stall", counters.stalls),
+        ] {
+            *self.reached.entry(what).or_default() += count;
         }
     }
 
@@ -139,7 +165,7 @@ impl Run {
         // A call that is held for a spawn may change a worker that just took work, when the last
         // spawn in flight is forgotten.
         let no_call_is_held = self.spawning.is_empty();
-        match self.dice.below(28) {
+        match self.dice.below(29) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
             10 => self.cancel(),
@@ -149,10 +175,6 @@ impl Run {
                 return self.check(false);
             }
             13..=14 => return self.hive_lists(),
-            15 => {
-                self.hive_start_or_miss();
-                return self.check(no_call_is_held);
-            }
             16..=17 => {
                 self.worker_event();
                 return self.check(no_call_is_held);
@@ -168,6 +190,10 @@ impl Run {
             }
             23..=24 => self.confirm_or_withdraw(),
             25..=26 => self.fetch_event(),
+            15 | 27 => {
+                self.hive_start_or_miss();
+                return self.check(no_call_is_held);
+            }
             _ if self.dice.one_in(12) => self.restart(seed),
             _ if self.world.awake && self.dice.one_in(2) => {
                 self.stand_still();
@@ -254,16 +280,19 @@ impl Run {
 
     fn hive_start_or_miss(&mut self) {
         let name = HIVES[self.dice.below(3)];
-        let kind = self.dice.below(4);
+        let kind = self.dice.below(7);
         self.say(format!("{name}: start or miss, {kind}"));
         match kind {
             0 => self.world.started(name, Err(failed("no binary"))),
-            1 => self.world.started(name, Ok(())),
+            1 => {
+                self.world.is_ours(name);
+                self.world.started(name, Ok(()));
+            }
             2 if self.dice.one_in(3) => {
                 self.world.is_ours(name);
                 self.world.hive_stopped(name, Ok(()));
             }
-            _ => self.world.miss(name, kind == 2),
+            kind => self.world.miss(name, kind < 4),
         }
     }
 
@@ -328,8 +357,19 @@ impl Run {
             }
             6 if self.dice.one_in(10) => world.brain.drain(now, out),
             7 => self.set_tenants(),
-            8 => drop(world.brain.drain_hive(now, &hive(name), force, out)),
-            9 => drop(world.brain.resume_hive(now, &hive(name), out)),
+            8 => {
+                if world.brain.drain_hive(now, &hive(name), force, out).is_ok() {
+                    self.reach("drain");
+                }
+            }
+            9 => {
+                let drained = |hive: &Hive| hive.draining;
+                let hives = world.brain.view(now).hives;
+                let was_drained = hives.get(&hive(name)).is_some_and(drained);
+                if world.brain.resume_hive(now, &hive(name), out).is_ok() && was_drained {
+                    self.reach("resume");
+                }
+            }
             _ => drop(world.brain.shutdown_worker(now, &id, force, out)),
         }
     }
@@ -368,8 +408,8 @@ impl Run {
     }
 }
 
-/// Runs a seed to its end; returns all that the brain wanted done.
-fn run(seed: u64) -> Vec<String> {
+/// Runs a seed to its end; returns all that the brain wanted done, and what came about.
+fn run(seed: u64) -> (Vec<String>, Reached) {
     let mut run = Run::new(seed);
     let result = catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..STEPS {
@@ -384,14 +424,44 @@ fn run(seed: u64) -> Vec<String> {
         eprintln!("seed {seed} failed after these {} steps", run.steps.len());
         resume_unwind(panic);
     }
-    run.actions
+    run.reach_what_was_counted();
+    (run.actions, run.reached)
+}
+
+/// The seeds that are run: `RBEE_SEED` alone, or all below `RBEE_SEEDS`.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name| {
+        let value = std::env::var(name).ok()?;
+        Some(value.parse().expect("a seed is a number"))
+    };
+    match number("RBEE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RBEE_SEEDS").unwrap_or(SEEDS),
+    }
 }
 
 #[test]
 fn whatever_happens_every_job_ends_once_and_no_slot_is_given_out_twice() {
-    match std::env::var("RBEE_SEED") {
-        Ok(seed) => drop(run(seed.parse().unwrap())),
-        Err(_) => (0..SEEDS).for_each(|seed| drop(run(seed))),
+    let seeds = seeds();
+    let is_alone = seeds.clone().count() == 1;
+    let mut reached = Reached::new();
+    for (what, count) in seeds.flat_map(|seed| run(seed).1) {
+        *reached.entry(what).or_default() += count;
+    }
+    for what in [
+        "fetched",
+        "fetch failed",
+        "eviction",
+        "restart",
+        "give-up",
+        "drain",
+        "resume",
+        "drained and stopped",
+        "flap",
+        "stall",
+    ] {
+        let count = reached.get(what).copied().unwrap_or(0);
+        assert!(count >= 10 || is_alone, "too rarely: {what}: {reached:?}");
     }
 }
 
