@@ -91,6 +91,7 @@ impl Brain {
             hive.status = HiveStatus::Starting;
             hive.misses = 0;
             hive.last_error = None;
+            self.note_start(now, id);
             out.push(Action::StartHive { hive: id.clone() });
         }
     }
@@ -113,10 +114,15 @@ impl Brain {
         result: Result<()>,
         out: &mut Vec<Action>,
     ) {
+        let slept = self.slept_through_start(id);
         let Some(hive) = self.hives.get_mut(id) else {
             return;
         };
         match result {
+            Err(_) if slept && hive.status == HiveStatus::Starting && !hive.draining => {
+                self.note_start(now, id);
+                out.push(Action::StartHive { hive: id.clone() });
+            }
             // Online comes with its first report: only then is it known what it has.
             Ok(()) => self.hive_notes.entry(id.clone()).or_default().runs = true,
             Err(error) => {
@@ -151,14 +157,14 @@ impl Brain {
         hive.failed_fetches.retain(|fetch| fetch.until > now.mono);
         hive.tells_models = capabilities.is_some();
         let mut news = !was_online;
-        let models = |report: &Option<Capabilities>| report.as_ref().map(|r| r.models.clone());
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;
             // Free memory changes with most reports, and says nothing of names.
-            let new_models = models(&capabilities) != models(&hive.record.capabilities);
+            let old = hive.record.capabilities.as_ref();
+            let new_models = old.map(|r| &r.models) != capabilities.as_ref().map(|r| &r.models);
             hive.record.capabilities = capabilities;
-            forget_use_of_absent_models(hive);
             if new_models {
+                forget_use_of_absent_models(hive);
                 self.names.learn(self.hives.values());
             }
         } else if hive.record.capabilities.is_none() {

@@ -67,6 +67,9 @@ impl Names {
             return Ok(Meaning::Certain(model.clone()));
         }
         let model = ModelRef::from_name(name)?;
+        if let Some(meant) = self.reported.get(model.as_str()) {
+            return Ok(Meaning::Certain(meant.clone()));
+        }
         // A repository becomes one of its files once a hive has fetched it.
         Ok(match model.as_str() == name && !model.is_fetchable() {
             true => Meaning::Certain(model),

@@ -143,8 +143,10 @@ impl Brain {
         self.bury(now, &id);
         self.forget(&id);
         // What it gave back is to be placed again: do not wait for the next check.
-        let hive = spec.hive.clone();
-        out.extend(hive.map(|hive| Action::CheckHive { hive }));
+        if let Some(hive) = spec.hive.clone() {
+            self.stop_if_drained(&hive, out);
+            out.push(Action::CheckHive { hive });
+        }
         self.pump_model(now, &spec.model, out);
     }
 
@@ -212,9 +214,13 @@ impl Brain {
         error: &Error,
         out: &mut Vec<Action>,
     ) {
+        let hive = self.workers.get(id).and_then(|w| w.spec.hive.clone());
         let Some(model) = self.forget(id) else {
             return;
         };
+        if let Some(hive) = hive {
+            self.stop_if_drained(&hive, out);
+        }
         self.end_those_who_wait_for(now, id, error, out);
         self.pump_model(now, &model, out);
     }

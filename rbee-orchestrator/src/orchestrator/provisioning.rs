@@ -46,8 +46,8 @@ impl ModelDownload {
 
 impl Orchestrator {
     /// Has a hive fetch a model, unless it has it or fetches it already. Without a node: a hive
-    /// that has the model, else the one that answers and has the most room on its disk. A hive of
-    /// ours that does not run is started for it.
+    /// that has the model, else the one that answers and has the most room on its disk; none that is
+    /// drained. A hive of ours that does not run is started for it.
     ///
     /// # Errors
     /// `HIVE_NOT_FOUND`; `HIVE_UNREACHABLE`; the last failure, if it is younger than
@@ -59,12 +59,15 @@ impl Orchestrator {
             let node = match node {
                 Some(node) if hives.contains_key(node) => node.clone(),
                 Some(node) => return Err(no_hive(node)),
-                None => roomiest(&model, hives.values()).ok_or_else(|| {
-                    Error::new(
-                        Code::HiveNotFound,
-                        "there is no hive that could fetch a model",
-                    )
-                })?,
+                None => {
+                    let hives = hives.values().filter(|hive| !hive.draining);
+                    roomiest(&model, hives).ok_or_else(|| {
+                        Error::new(
+                            Code::HiveNotFound,
+                            "there is no hive that could fetch a model, or all are drained",
+                        )
+                    })?
+                }
             };
             Ok((model, node))
         })?;

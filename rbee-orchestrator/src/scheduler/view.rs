@@ -11,6 +11,10 @@ use crate::hashing::IdMap;
 
 use super::PlacementRequest;
 
+/// More models at once are not fetched to one hive for requests: they would share its line, and
+/// whoever asks for a thousand repositories fills its disk no faster.
+const FETCHES_AT_ONCE: usize = 4;
+
 /// The workers, found by id and by model.
 #[derive(Debug, Default)]
 pub struct Workers {
@@ -336,6 +340,13 @@ impl<'a> ClusterView<'a> {
     #[must_use]
     pub fn can_spawn(&self, hive: &Hive) -> bool {
         hive.status == HiveStatus::Online && !hive.draining && !self.is_unsteady(hive)
+    }
+
+    /// Whether the hive may be asked to fetch a model for a request: as for a new worker, and it has
+    /// not too many to fetch already.
+    #[must_use]
+    pub fn can_fetch(&self, hive: &Hive) -> bool {
+        self.can_spawn(hive) && hive.fetches.len() < FETCHES_AT_ONCE
     }
 
     /// Whether the hive answers, but must do so for some time before it gets new workers.
