@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::Orchestrator;
 use super::driver::Driver;
@@ -22,6 +23,8 @@ pub struct ModelDownload {
     /// Where it goes.
     pub node: HiveId,
     progress: watch::Receiver<Progress>,
+    /// The queen's end.
+    stop: CancellationToken,
 }
 
 impl ModelDownload {
@@ -39,7 +42,8 @@ impl ModelDownload {
         match self.progress.changed().await {
             Ok(()) => Some(self.progress.borrow_and_update().clone()),
             Err(_) if self.progress.borrow().is_last() => None,
-            Err(_) => Some(Progress::Failed(Error::shutting_down())),
+            Err(_) if self.stop.is_cancelled() => Some(Progress::Failed(Error::shutting_down())),
+            Err(_) => Some(Progress::Failed(went_away(&self.node, &self.model))),
         }
     }
 }
@@ -77,6 +81,7 @@ impl Orchestrator {
             model,
             node,
             progress,
+            stop: self.driver.stop.clone(),
         })
     }
 
@@ -203,8 +208,14 @@ impl Driver {
             provisioner.ensure_model_available(client, model, make_room, report)?;
         if let Some(work) = work {
             self.decide(|brain, _, _| brain.expect_fetch(&hive, model));
-            let stop = self.stop.clone();
-            self.spawn(async move { stop.run_until_cancelled_owned(work).await });
+            let (driver, place) = (self.clone(), hive.clone());
+            self.spawn(async move {
+                tokio::select! {
+                    () = driver.stop.cancelled() => {}
+                    () = driver.hive_left(&place) => {}
+                    () = work => {}
+                }
+            });
             let told = self
                 .clone()
                 .tell_of_fetch(hive, model.clone(), progress.clone());
@@ -274,8 +285,24 @@ impl Driver {
                 });
             }
             if progress.changed().await.is_err() && !progress.borrow().is_last() {
-                return;
+                if self.stop.is_cancelled() {
+                    return;
+                }
+                // Who waits for it at the place that the name means now is not to wait for ever.
+                let result = Err(went_away(&hive, &model));
+                return self.feed(Event::Fetched {
+                    hive,
+                    model,
+                    result,
+                });
             }
+        }
+    }
+
+    /// Until a hive is removed, or registered at another place.
+    async fn hive_left(&self, id: &HiveId) {
+        if let Some(entry) = self.hives.get(id) {
+            entry.orders.closed().await;
         }
     }
 
@@ -301,6 +328,13 @@ impl Driver {
 
 fn does_not_run(id: &HiveId) -> Error {
     Error::new(Code::HiveUnreachable, format!("hive {id} does not run"))
+}
+
+fn went_away(hive: &HiveId, model: &ModelRef) -> Error {
+    let message = format!(
+        "hive {hive} was removed, or registered at another place, while it fetched {model}"
+    );
+    Error::new(Code::HiveUnreachable, message)
 }
 
 pub(super) fn no_hive(id: &HiveId) -> Error {
