@@ -35,11 +35,15 @@ impl Brain {
             }
             _ => {
                 self.forget_hive_notes(&id);
-                self.hives.insert(id.clone(), Hive::new(record.clone()));
+                let hive = Hive::new(record.clone());
+                if let Some(old) = self.hives.get(&id) {
+                    self.names.forget(&id, old.models());
+                }
+                self.names.learn(&id, hive.models());
+                self.hives.insert(id.clone(), hive);
                 self.lose_workers_of(now, &id, "was registered at another place", out);
             }
         }
-        self.names.learn(self.hives.values());
         self.pump_all(now, out);
         self.adopt_early_callers(now, out);
         record
@@ -54,7 +58,7 @@ impl Brain {
             return Err(self.hive_not_found(id));
         };
         self.forget_hive_notes(id);
-        self.names.learn(self.hives.values());
+        self.names.forget(id, hive.models());
         let not_found = self.hive_not_found(id).param("node");
         let only_there = |group: &Group| group.key.constraints.hive.as_ref() == Some(id);
         for key in self.queue.keys(only_there) {
@@ -160,12 +164,12 @@ impl Brain {
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;
             // Free memory changes with most reports, and says nothing of names.
-            let old = hive.record.capabilities.as_ref();
-            let new_models = old.map(|r| &r.models) != capabilities.as_ref().map(|r| &r.models);
-            hive.record.capabilities = capabilities;
-            if new_models {
+            let old = std::mem::replace(&mut hive.record.capabilities, capabilities);
+            let old = old.map_or_else(Vec::new, |report| report.models);
+            if old != hive.models() {
                 forget_use_of_absent_models(hive);
-                self.names.learn(self.hives.values());
+                self.names.forget(id, &old);
+                self.names.learn(id, hive.models());
             }
         } else if hive.record.capabilities.is_none() {
             // A hive that can't tell what it has: what its registration claims must do.

@@ -102,13 +102,14 @@ impl Brain {
         let Some(fetch) = at.map(|at| hive.fetches.swap_remove(at)) else {
             return;
         };
+        let listed = hive.models().len();
         match result.and_then(|local_path| take_in(hive, &fetch, local_path)) {
             Ok(()) => {
                 if let Some(there) = hive.model_named(model) {
                     let there = there.model_ref.clone();
                     hive.record.note_arrival(&there, now.wall);
                 }
-                self.names.learn(self.hives.values());
+                self.names.learn(id, &hive.models()[listed..]);
                 // It may have come under another name than those who wait knew.
                 for key in self.queue.keys(|group| group.key.model == *model) {
                     if let Some(group) = self.queue.group_mut(&key) {

@@ -195,7 +195,9 @@ impl Brain {
         if let Some(report) = &mut hive.record.capabilities {
             let is_it = |model: &HiveModel| model.model_ref == spec.model;
             let models = &mut report.models;
-            models.retain(|model| !is_it(model) || model.local_path.is_none());
+            let lost = models.extract_if(.., |model| is_it(model) && model.local_path.is_some());
+            let lost: Vec<HiveModel> = lost.collect();
+            self.names.forget(hive.id(), &lost);
         }
         hive.failed_loads.push(FailedLoad {
             model: spec.model.clone(),

@@ -254,10 +254,16 @@ impl Hive {
         self.record.capabilities.as_ref()
     }
 
+    /// The models on its disk, by its last report.
+    #[must_use]
+    pub fn models(&self) -> &[HiveModel] {
+        self.capabilities().map_or(&[], |report| &report.models)
+    }
+
     /// A model on its disk that goes by this name.
     #[must_use]
     pub fn model_named(&self, name: &ModelRef) -> Option<&HiveModel> {
-        let mut models = self.capabilities()?.models.iter();
+        let mut models = self.models().iter();
         models.find(|model| {
             model.model_ref == *name || model.aliases.iter().any(|alias| alias == name.as_str())
         })
@@ -266,10 +272,7 @@ impl Hive {
     /// A model on its disk.
     #[must_use]
     pub fn model(&self, model: &ModelRef) -> Option<&HiveModel> {
-        self.capabilities()?
-            .models
-            .iter()
-            .find(|m| m.model_ref == *model)
+        self.models().iter().find(|m| m.model_ref == *model)
     }
 }
 
