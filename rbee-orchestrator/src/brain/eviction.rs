@@ -1,5 +1,7 @@
 //! Which models go when a hive's disk is short of room for another.
 
+use std::collections::HashSet;
+
 use crate::config::ModelEviction;
 use crate::domain::{HiveId, HiveModel, ModelRef, Now};
 use crate::scheduler::Hive;
@@ -40,8 +42,10 @@ impl Brain {
             .into_iter()
             .flat_map(|report| &report.models);
         let (mut candidates, mut kept) = (Vec::new(), Vec::new());
+        let jobs = self.jobs.values();
+        let wanted: HashSet<&str> = jobs.map(|job| job.key.model.as_str()).collect();
         for there in models {
-            match self.why_kept(hive, there, model) {
+            match self.why_kept(hive, there, model, &wanted) {
                 Some(why) => kept.push(format!("{} {why}", there.model_ref)),
                 None => candidates.push(candidate(hive, there, policy)),
             }
@@ -86,8 +90,14 @@ impl Brain {
         self.pump_all(now, out);
     }
 
-    /// Why a model may not go; `None` if it may.
-    fn why_kept(&self, hive: &Hive, there: &HiveModel, wanted: &ModelRef) -> Option<&'static str> {
+    /// Why a model may not go so that another comes; `None` if it may.
+    fn why_kept(
+        &self,
+        hive: &Hive,
+        there: &HiveModel,
+        to_come: &ModelRef,
+        wanted: &HashSet<&str>,
+    ) -> Option<&'static str> {
         let model = &there.model_ref;
         let goes_by =
             |name: &str| name == model.as_str() || there.aliases.iter().any(|alias| alias == name);
@@ -102,13 +112,14 @@ impl Brain {
         let is_fetched = || {
             let mut fetches = hive.fetches.iter();
             fetches.any(|fetch| {
-                fetch.model != *wanted && goes_by(fetch.model.as_str())
+                fetch.model != *to_come && goes_by(fetch.model.as_str())
                     || fetch.removing.contains(model)
             })
         };
         let is_wanted = || {
-            let mut jobs = self.jobs.values();
-            jobs.any(|job| goes_by(job.key.model.as_str()))
+            let aliases = there.aliases.iter().map(String::as_str);
+            let mut names = aliases.chain([model.as_str()]);
+            names.any(|name| wanted.contains(name))
         };
         if !model.is_fetchable() {
             Some("can't be fetched again")

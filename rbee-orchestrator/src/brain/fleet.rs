@@ -35,11 +35,15 @@ impl Brain {
             }
             _ => {
                 self.forget_hive_notes(&id);
-                self.hives.insert(id.clone(), Hive::new(record.clone()));
+                let hive = Hive::new(record.clone());
+                if let Some(old) = self.hives.get(&id) {
+                    self.names.forget(&id, old.models());
+                }
+                self.names.learn(&id, hive.models());
+                self.hives.insert(id.clone(), hive);
                 self.lose_workers_of(now, &id, "was registered at another place", out);
             }
         }
-        self.names.learn(self.hives.values());
         self.pump_all(now, out);
         self.adopt_early_callers(now, out);
         record
@@ -54,7 +58,7 @@ impl Brain {
             return Err(self.hive_not_found(id));
         };
         self.forget_hive_notes(id);
-        self.names.learn(self.hives.values());
+        self.names.forget(id, hive.models());
         let not_found = self.hive_not_found(id).param("node");
         let only_there = |group: &Group| group.key.constraints.hive.as_ref() == Some(id);
         for key in self.queue.keys(only_there) {
@@ -91,6 +95,7 @@ impl Brain {
             hive.status = HiveStatus::Starting;
             hive.misses = 0;
             hive.last_error = None;
+            self.note_start(now, id);
             out.push(Action::StartHive { hive: id.clone() });
         }
     }
@@ -113,10 +118,15 @@ impl Brain {
         result: Result<()>,
         out: &mut Vec<Action>,
     ) {
+        let slept = self.slept_through_start(id);
         let Some(hive) = self.hives.get_mut(id) else {
             return;
         };
         match result {
+            Err(_) if slept && hive.status == HiveStatus::Starting && !hive.draining => {
+                self.note_start(now, id);
+                out.push(Action::StartHive { hive: id.clone() });
+            }
             // Online comes with its first report: only then is it known what it has.
             Ok(()) => self.hive_notes.entry(id.clone()).or_default().runs = true,
             Err(error) => {
@@ -151,15 +161,15 @@ impl Brain {
         hive.failed_fetches.retain(|fetch| fetch.until > now.mono);
         hive.tells_models = capabilities.is_some();
         let mut news = !was_online;
-        let models = |report: &Option<Capabilities>| report.as_ref().map(|r| r.models.clone());
         if capabilities.is_some() && hive.record.capabilities != capabilities {
             news = true;
             // Free memory changes with most reports, and says nothing of names.
-            let new_models = models(&capabilities) != models(&hive.record.capabilities);
-            hive.record.capabilities = capabilities;
-            forget_use_of_absent_models(hive);
-            if new_models {
-                self.names.learn(self.hives.values());
+            let old = std::mem::replace(&mut hive.record.capabilities, capabilities);
+            let old = old.map_or_else(Vec::new, |report| report.models);
+            if old != hive.models() {
+                forget_use_of_absent_models(hive);
+                self.names.forget(id, &old);
+                self.names.learn(id, hive.models());
             }
         } else if hive.record.capabilities.is_none() {
             // A hive that can't tell what it has: what its registration claims must do.

@@ -262,6 +262,24 @@ impl Brain {
                 ),
             )
             .retry_after(LOADING_RETRY_AFTER),
+            Some(Waits::Turn) => Error::new(
+                Code::NoCapacity,
+                format!(
+                    "model {} could not be fetched within {waited}: the hives were busy with other \
+                     downloads; ask again, or wait longer with queue_timeout_ms",
+                    job.request.model
+                ),
+            )
+            .retry_after(LOADING_RETRY_AFTER),
+            Some(Waits::Steady(hive)) => Error::new(
+                Code::HiveUnreachable,
+                format!(
+                    "hive {hive} came and went, and was not steady within {waited} for model {}; \
+                     ask again, or wait longer with queue_timeout_ms",
+                    job.request.model
+                ),
+            )
+            .retry_after(LOADING_RETRY_AFTER),
             Some(Waits::Check(worker)) => Error::new(
                 Code::Timeout,
                 format!(

@@ -149,7 +149,9 @@ impl Brain {
             mint: Box::new(WorkerId::mint),
             config,
         };
-        brain.names.learn(brain.hives.values());
+        for hive in brain.hives.values() {
+            brain.names.learn(hive.id(), hive.models());
+        }
         brain
     }
 

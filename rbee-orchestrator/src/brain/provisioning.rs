@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{HiveId, HiveModel, HiveStatus, ModelRef, Now};
+use crate::domain::{HiveId, HiveModel, ModelRef, Now};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::{FailedFetch, Fetch, Hive};
 
@@ -12,6 +12,8 @@ use super::queue::{GroupKey, Waits};
 
 /// Between two narrations of how far a model is.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
+/// Failures that are remembered of one hive: clients choose what is fetched.
+const FAILURES_KEPT: usize = 256;
 
 impl Brain {
     /// Has a hive fetch the model that a group waits for, unless it does so already. A policy's
@@ -26,17 +28,19 @@ impl Brain {
         let model = &key.model;
         let may_run_there = key.constraints.hive.as_ref().is_none_or(|only| only == id);
         let allowed = self.config.hives.auto_download && model.is_fetchable() && may_run_there;
-        let Some(hive) = self.hives.get_mut(id).filter(|_| allowed) else {
+        let Some(hive) = self.hives.get(id).filter(|_| allowed) else {
             return;
         };
         if hive.fetch(model).is_none() {
-            if hive.status != HiveStatus::Online
-                || hive.model(model).is_some()
+            if !self.view(now).can_fetch(hive)
+                || hive.model_named(model).is_some()
                 || hive.failed_fetch(model, now.mono).is_some()
             {
                 return;
             }
-            hive.fetches.push(Fetch::new(model.clone()));
+            if let Some(hive) = self.hives.get_mut(id) {
+                hive.fetches.push(Fetch::new(model.clone()));
+            }
             out.push(Action::Provision {
                 hive: id.clone(),
                 model: model.clone(),
@@ -98,17 +102,29 @@ impl Brain {
         let Some(fetch) = at.map(|at| hive.fetches.swap_remove(at)) else {
             return;
         };
+        let listed = hive.models().len();
         match result.and_then(|local_path| take_in(hive, &fetch, local_path)) {
             Ok(()) => {
                 if let Some(there) = hive.model_named(model) {
                     let there = there.model_ref.clone();
                     hive.record.note_arrival(&there, now.wall);
                 }
-                self.names.learn(self.hives.values());
+                self.names.learn(id, &hive.models()[listed..]);
+                // It may have come under another name than those who wait knew.
+                for key in self.queue.keys(|group| group.key.model == *model) {
+                    if let Some(group) = self.queue.group_mut(&key) {
+                        group.tentative = true;
+                    }
+                }
                 self.pump_all(now, out);
             }
             Err(error) => {
-                hive.failed_fetches.push(FailedFetch {
+                let failed = &mut hive.failed_fetches;
+                failed.retain(|fetch| fetch.until > now.mono);
+                if failed.len() == FAILURES_KEPT {
+                    failed.remove(0);
+                }
+                failed.push(FailedFetch {
                     model: model.clone(),
                     until: now.mono + retry_after,
                     error: Error {
@@ -117,7 +133,19 @@ impl Brain {
                     },
                 });
                 self.pump_model(now, model, out);
+                self.fetch_next(now, out);
             }
+        }
+    }
+
+    /// Hives may have room for another fetch: for those who wait for that, in their order.
+    fn fetch_next(&mut self, now: Now, out: &mut Vec<Action>) {
+        for key in self.queue.keys(|group| group.waits == Waits::Turn) {
+            let view = self.view(now);
+            if !view.hives.values().any(|hive| view.can_fetch(hive)) {
+                return;
+            }
+            self.pump_model(now, &key.model, out);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{HiveId, Mono, Now};
+use crate::domain::{HiveId, HiveStatus, Mono, Now};
 use crate::error::{Code, Error};
 
 use super::Brain;
@@ -24,6 +24,8 @@ pub(super) struct HiveNotes {
     ends: Vec<Mono>,
     /// When it is started again.
     restart_due: Option<Mono>,
+    /// When the start that is under way was asked for.
+    start_begun: Option<Mono>,
     /// Whether an attempt broke off on one of its workers, and it has not answered since.
     pub(super) in_doubt: bool,
     /// Whether it is stopped when its last job has ended.
@@ -57,6 +59,19 @@ impl Brain {
         if std::mem::take(&mut notes.runs) {
             self.plan_restart(now, id);
         }
+    }
+
+    /// A start is asked for.
+    pub(super) fn note_start(&mut self, now: Now, id: &HiveId) {
+        let notes = self.hive_notes.entry(id.clone()).or_default();
+        notes.start_begun = Some(now.mono);
+    }
+
+    /// Whether a start has ended while the queen stood still, so that its failure says nothing.
+    pub(super) fn slept_through_start(&mut self, id: &HiveId) -> bool {
+        let notes = self.hive_notes.get_mut(id);
+        let begun = notes.and_then(|notes| notes.start_begun.take());
+        begun.is_some_and(|begun| self.stood_still_since(begun))
     }
 
     /// A start failed. If it was to bring a hive back that had ended, that is tried again.
@@ -115,6 +130,7 @@ impl Brain {
         );
         hive.last_error = Some(Error::new(Code::HiveUnreachable, message));
         hive.gave_up = true;
+        hive.status = HiveStatus::Error;
         self.counters.hives_given_up += 1;
     }
 

@@ -197,7 +197,20 @@ impl Brain {
             target: hive.to_string(),
             human: format!("Waiting until hive {hive}, which came and went, has been steady"),
         };
-        self.tell_group(key, Waits::Hive(hive.clone()), narration, out);
+        self.tell_group(key, Waits::Steady(hive.clone()), narration, out);
+    }
+
+    fn wait_for_turn(&mut self, key: &GroupKey, out: &mut Vec<Action>) {
+        let narration = Narration {
+            actor: "queen",
+            action: "provision",
+            target: String::new(),
+            human: format!(
+                "Waiting until a hive can download {}: all download others",
+                key.model
+            ),
+        };
+        self.tell_group(key, Waits::Turn, narration, out);
     }
 
     /// A policy said wait: find out for what, so that the clients can be told.
@@ -224,24 +237,24 @@ impl Brain {
         if let Some(worker) = to_come(|worker| worker.ready) {
             return self.wait_for_pause(key, &worker, out);
         }
-        let allowed = |id: &HiveId| key.constraints.hive.as_ref().is_none_or(|only| only == id);
-        let mut hives = self
-            .hives
-            .values()
-            .filter(|hive| allowed(hive.id()) && !served);
-        let fetching = hives.find(|hive| hive.fetch(&key.model).is_some());
-        if let Some(hive) = fetching.map(|hive| hive.id().clone()) {
-            return self.wait_for_fetch(key, &hive, out);
-        }
-        let mut starting = self.hives.keys().filter(|id| self.is_starting(id));
-        let starting = starting.find(|id| allowed(id) && !served).cloned();
-        let unsteady = view.hives.values().filter(|hive| view.is_unsteady(hive));
-        let mut unsteady = unsteady.map(Hive::id).cloned();
-        let unsteady = unsteady.find(|id| allowed(id) && !served);
-        if let Some(hive) = starting {
+        let only = key.constraints.hive.as_ref();
+        let allowed =
+            |hive: &&Hive| !served && !hive.draining && only.is_none_or(|only| only == hive.id());
+        let first = |wanted: &dyn Fn(&Hive) -> bool| {
+            let mut hives = view.hives.values().filter(allowed);
+            let hive = hives.find(|hive| wanted(hive));
+            hive.map(|hive| hive.id().clone())
+        };
+        let suits = |hive: &Hive| hive.status == HiveStatus::Online && request.has_device_on(hive);
+        let busy = |hive: &Hive| suits(hive) && view.can_spawn(hive) && !view.can_fetch(hive);
+        if let Some(hive) = first(&|hive| hive.fetch(&key.model).is_some() && suits(hive)) {
+            self.wait_for_fetch(key, &hive, out);
+        } else if let Some(hive) = first(&|hive| hive.status == HiveStatus::Starting) {
             self.wait_for_hive(key, &hive, out);
-        } else if let Some(hive) = unsteady {
+        } else if let Some(hive) = first(&|hive| view.is_unsteady(hive)) {
             self.wait_until_steady(key, &hive, out);
+        } else if first(&busy).is_some() {
+            self.wait_for_turn(key, out);
         } else if let Some(group) = self.queue.group_mut(key) {
             group.waits = Waits::Slot;
             group.narration = None;

@@ -143,8 +143,10 @@ impl Brain {
         self.bury(now, &id);
         self.forget(&id);
         // What it gave back is to be placed again: do not wait for the next check.
-        let hive = spec.hive.clone();
-        out.extend(hive.map(|hive| Action::CheckHive { hive }));
+        if let Some(hive) = spec.hive.clone() {
+            self.stop_if_drained(&hive, out);
+            out.push(Action::CheckHive { hive });
+        }
         self.pump_model(now, &spec.model, out);
     }
 
@@ -193,7 +195,9 @@ impl Brain {
         if let Some(report) = &mut hive.record.capabilities {
             let is_it = |model: &HiveModel| model.model_ref == spec.model;
             let models = &mut report.models;
-            models.retain(|model| !is_it(model) || model.local_path.is_none());
+            let lost = models.extract_if(.., |model| is_it(model) && model.local_path.is_some());
+            let lost: Vec<HiveModel> = lost.collect();
+            self.names.forget(hive.id(), &lost);
         }
         hive.failed_loads.push(FailedLoad {
             model: spec.model.clone(),
@@ -212,9 +216,13 @@ impl Brain {
         error: &Error,
         out: &mut Vec<Action>,
     ) {
+        let hive = self.workers.get(id).and_then(|w| w.spec.hive.clone());
         let Some(model) = self.forget(id) else {
             return;
         };
+        if let Some(hive) = hive {
+            self.stop_if_drained(&hive, out);
+        }
         self.end_those_who_wait_for(now, id, error, out);
         self.pump_model(now, &model, out);
     }

@@ -1,5 +1,6 @@
 //! Which model: `provider:reference`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,13 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A model's identity: `hf:org/repo…`, `https://host/path` or `file:path`.
+/// A model's identity: `hf:org/repo…`, `https://host/path` or `file:path`. What a repository's file
+/// may be written as in several ways has one spelling here: `hf:org/repo/file` on the main branch,
+/// `hf:org/repo@revision::file=path` on another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelRef(Arc<str>);
 
 const PROVIDERS: [&str; 3] = ["hf:", "https:", "file:"];
 const LONGEST: usize = 512;
+/// What stands between a repository and one of its files.
+const FILE: &str = "::file=";
 
 impl ModelRef {
     /// Checks and takes a full reference.
@@ -28,7 +33,7 @@ impl ModelRef {
                 .is_some_and(|reference| !reference.is_empty())
         };
         if PROVIDERS.iter().any(|p| has_reference(p)) {
-            return Ok(Self(text.into()));
+            return Ok(Self(one_spelling(text).as_ref().into()));
         }
         Err(Error::invalid(format!(
             "model {text:?} must be of the form hf:org/repo, https://host/path or file:path"
@@ -106,6 +111,31 @@ impl ModelRef {
     }
 }
 
+/// The main branch goes without saying.
+fn one_spelling(text: &str) -> Cow<'_, str> {
+    let reference = text.strip_prefix("hf:");
+    let is_long = |reference: &&str| reference.contains('@') || reference.contains(FILE);
+    let Some(reference) = reference.filter(is_long) else {
+        return text.into();
+    };
+    let at_file = || reference.match_indices('/').nth(1);
+    let (name, file) = match reference.split_once(FILE) {
+        Some((name, file)) => (name, Some(file)),
+        None => match at_file() {
+            Some((at, _)) => (&reference[..at], Some(&reference[at + 1..])),
+            None => (reference, None),
+        },
+    };
+    if name.matches('/').count() != 1 || file == Some("") {
+        return text.into();
+    }
+    match (name.strip_suffix("@main").unwrap_or(name), file) {
+        (name, None) => format!("hf:{name}").into(),
+        (name, Some(file)) if name.contains('@') => format!("hf:{name}{FILE}{file}").into(),
+        (name, Some(file)) => format!("hf:{name}/{file}").into(),
+    }
+}
+
 impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -151,6 +181,26 @@ mod tests {
             "https:///a.gguf",
         ] {
             assert!(!fetchable(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_written_in_several_ways_is_one_model() {
+        let read = |name| ModelRef::from_name(name).unwrap().to_string();
+        for (written, kept) in [
+            ("org/repo@main", "hf:org/repo"),
+            ("hf:org/repo@main::file=Q4/a.gguf", "hf:org/repo/Q4/a.gguf"),
+            ("hf:org/repo::file=a.gguf", "hf:org/repo/a.gguf"),
+            ("hf:org/repo@main/a.gguf", "hf:org/repo/a.gguf"),
+            ("hf:org/repo@v1/a.gguf", "hf:org/repo@v1::file=a.gguf"),
+            ("hf:org/repo@v1::file=a.gguf", "hf:org/repo@v1::file=a.gguf"),
+            ("hf:org/repo@mainline", "hf:org/repo@mainline"),
+            ("hf:org/repo::file=", "hf:org/repo::file="),
+            ("hf:repo@main", "hf:repo@main"),
+            ("file:a@main::file=b", "file:a@main::file=b"),
+        ] {
+            assert_eq!(read(written), kept, "{written}");
+            assert_eq!(read(kept), kept);
         }
     }
 

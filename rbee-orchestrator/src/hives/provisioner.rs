@@ -19,6 +19,8 @@ use crate::error::{Code, Error, Result};
 /// Breaks in a row, without a byte between them, after which a download has failed.
 const BREAKS: u32 = 5;
 const AFTER_BREAK: Duration = Duration::from_secs(1);
+/// Failures that are remembered: clients choose what is fetched.
+const FAILURES_KEPT: usize = 4096;
 
 /// How far a model is on its way to a hive.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,7 +194,9 @@ impl Running {
     fn end(&self, last: &Progress) {
         let mut inner = self.provisioner.lock();
         inner.running.remove(&self.key);
-        if let Progress::Failed(error) = last {
+        if let Progress::Failed(error) = last
+            && inner.failed.len() < FAILURES_KEPT
+        {
             let until = Instant::now() + self.provisioner.config.hives.retry_after;
             inner
                 .failed

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::Orchestrator;
 use super::driver::Driver;
@@ -22,6 +23,8 @@ pub struct ModelDownload {
     /// Where it goes.
     pub node: HiveId,
     progress: watch::Receiver<Progress>,
+    /// The queen's end.
+    stop: CancellationToken,
 }
 
 impl ModelDownload {
@@ -39,15 +42,16 @@ impl ModelDownload {
         match self.progress.changed().await {
             Ok(()) => Some(self.progress.borrow_and_update().clone()),
             Err(_) if self.progress.borrow().is_last() => None,
-            Err(_) => Some(Progress::Failed(Error::shutting_down())),
+            Err(_) if self.stop.is_cancelled() => Some(Progress::Failed(Error::shutting_down())),
+            Err(_) => Some(Progress::Failed(went_away(&self.node, &self.model))),
         }
     }
 }
 
 impl Orchestrator {
     /// Has a hive fetch a model, unless it has it or fetches it already. Without a node: a hive
-    /// that has the model, else the one that answers and has the most room on its disk. A hive of
-    /// ours that does not run is started for it.
+    /// that has the model, else the one that answers and has the most room on its disk; none that is
+    /// drained. A hive of ours that does not run is started for it.
     ///
     /// # Errors
     /// `HIVE_NOT_FOUND`; `HIVE_UNREACHABLE`; the last failure, if it is younger than
@@ -59,12 +63,15 @@ impl Orchestrator {
             let node = match node {
                 Some(node) if hives.contains_key(node) => node.clone(),
                 Some(node) => return Err(no_hive(node)),
-                None => roomiest(&model, hives.values()).ok_or_else(|| {
-                    Error::new(
-                        Code::HiveNotFound,
-                        "there is no hive that could fetch a model",
-                    )
-                })?,
+                None => {
+                    let hives = hives.values().filter(|hive| !hive.draining);
+                    roomiest(&model, hives).ok_or_else(|| {
+                        Error::new(
+                            Code::HiveNotFound,
+                            "there is no hive that could fetch a model, or all are drained",
+                        )
+                    })?
+                }
             };
             Ok((model, node))
         })?;
@@ -74,6 +81,7 @@ impl Orchestrator {
             model,
             node,
             progress,
+            stop: self.driver.stop.clone(),
         })
     }
 
@@ -200,8 +208,14 @@ impl Driver {
             provisioner.ensure_model_available(client, model, make_room, report)?;
         if let Some(work) = work {
             self.decide(|brain, _, _| brain.expect_fetch(&hive, model));
-            let stop = self.stop.clone();
-            self.spawn(async move { stop.run_until_cancelled_owned(work).await });
+            let (driver, place) = (self.clone(), hive.clone());
+            self.spawn(async move {
+                tokio::select! {
+                    () = driver.stop.cancelled() => {}
+                    () = driver.hive_left(&place) => {}
+                    () = work => {}
+                }
+            });
             let told = self
                 .clone()
                 .tell_of_fetch(hive, model.clone(), progress.clone());
@@ -271,8 +285,24 @@ impl Driver {
                 });
             }
             if progress.changed().await.is_err() && !progress.borrow().is_last() {
-                return;
+                if self.stop.is_cancelled() {
+                    return;
+                }
+                // Who waits for it at the place that the name means now is not to wait for ever.
+                let result = Err(went_away(&hive, &model));
+                return self.feed(Event::Fetched {
+                    hive,
+                    model,
+                    result,
+                });
             }
+        }
+    }
+
+    /// Until a hive is removed, or registered at another place.
+    async fn hive_left(&self, id: &HiveId) {
+        if let Some(entry) = self.hives.get(id) {
+            entry.orders.closed().await;
         }
     }
 
@@ -298,6 +328,13 @@ impl Driver {
 
 fn does_not_run(id: &HiveId) -> Error {
     Error::new(Code::HiveUnreachable, format!("hive {id} does not run"))
+}
+
+fn went_away(hive: &HiveId, model: &ModelRef) -> Error {
+    let message = format!(
+        "hive {hive} was removed, or registered at another place, while it fetched {model}"
+    );
+    Error::new(Code::HiveUnreachable, message)
 }
 
 pub(super) fn no_hive(id: &HiveId) -> Error {

@@ -22,68 +22,79 @@ pub fn place_new_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) 
     if let Some(error) = wrong_protocol(request, view) {
         return Placement::Reject(error);
     }
-    match place_worker(request, view, true) {
-        Placement::Reject(error) => match silent(request, view) {
-            Some(silent) => Placement::Reject(silent),
-            None => place_fetch(request, view).unwrap_or(Placement::Reject(error)),
-        },
-        elsewhere => elsewhere,
-    }
+    let hives = Hives::new(request, view);
+    place_worker(request, view, &hives, true)
+        .or_else(|| silent(request, view).map(Placement::Reject))
+        .or_else(|| place_fetch(request, view, &hives))
+        .unwrap_or_else(|| Placement::Reject(why_not(request, view, &hives, true)))
 }
 
 /// The same for one more worker, whether or not there are others with the model, and whether or
 /// not its load has just failed there.
 #[must_use]
 pub fn place_another_worker(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Placement {
-    place_worker(request, view, false)
+    let hives = Hives::new(request, view);
+    place_worker(request, view, &hives, false)
+        .unwrap_or_else(|| Placement::Reject(why_not(request, view, &hives, false)))
 }
 
-/// `mindful` leaves out the places where the load has just failed.
+/// The hives that matter to a request. Looked for once: a fleet may have a hundred thousand models.
+pub(super) struct Hives<'a> {
+    /// Those that it allows.
+    pub(super) allowed: Vec<&'a Hive>,
+    /// Those of them that have the model.
+    pub(super) with_model: Vec<&'a Hive>,
+}
+
+impl<'a> Hives<'a> {
+    fn new(request: &PlacementRequest<'a>, view: &ClusterView<'a>) -> Self {
+        let allowed: Vec<&Hive> = allowed(request, view).collect();
+        let all = allowed.iter().copied();
+        let with_model = all.filter(|hive| hive.model(request.model).is_some());
+        Hives {
+            with_model: with_model.collect(),
+            allowed,
+        }
+    }
+}
+
+/// `mindful` leaves out the places where the load has just failed. `None` where there is no place.
 fn place_worker(
     request: &PlacementRequest<'_>,
     view: &ClusterView<'_>,
+    hives: &Hives<'_>,
     mindful: bool,
-) -> Placement {
-    let allowed: Vec<&Hive> = allowed(request, view).collect();
-    if allowed.is_empty()
-        && let Some(error) = drained(request, view)
-    {
-        return Placement::Reject(error);
-    }
-
-    let with_model = || {
-        allowed
-            .iter()
-            .copied()
-            .filter(|hive| hive.model(request.model).is_some())
-    };
-    let online = with_model().filter(|hive| view.can_spawn(hive));
+) -> Option<Placement> {
+    let with_model = || hives.with_model.iter().copied();
+    let goes = |hive: &&Hive| hive.is_removing(request.model);
+    let online = with_model().filter(|hive| view.can_spawn(hive) && !goes(hive));
     if let Some((hive, device)) = roomiest(request, view, online, mindful) {
-        return Placement::Spawn {
+        return Some(Placement::Spawn {
             hive: hive.id().clone(),
             backend: device.backend.clone(),
             devices: vec![device.index],
             evict: Vec::new(),
-        };
+        });
     }
     if with_model().any(|hive| hive.status == HiveStatus::Starting) {
-        return Placement::Wait;
+        return Some(Placement::Wait);
     }
     let stopped = with_model().filter(|hive| view.can_start(hive));
     if let Some((hive, _)) = roomiest(request, view, stopped, mindful) {
-        return Placement::StartHive(hive.id().clone());
+        return Some(Placement::StartHive(hive.id().clone()));
     }
-    let unreported = || allowed.iter().filter(|hive| hive.capabilities().is_none());
+    let unreported = || {
+        let hives = hives.allowed.iter();
+        hives.filter(|hive| hive.capabilities().is_none())
+    };
     if unreported().any(|hive| hive.status == HiveStatus::Starting) {
-        return Placement::Wait;
+        return Some(Placement::Wait);
     }
     if let Some(hive) = unreported().find(|hive| view.can_start(hive)) {
-        return Placement::StartHive(hive.id().clone());
+        return Some(Placement::StartHive(hive.id().clone()));
     }
-    if with_model().any(|hive| view.is_unsteady(hive)) {
-        return Placement::Wait;
-    }
-    Placement::Reject(why_not(request, view, &allowed, mindful))
+    let later = |hive: &Hive| view.is_unsteady(hive) || goes(&hive);
+    with_model().any(later).then_some(Placement::Wait)
 }
 
 /// The hive and device with the most free memory that the model fits.
@@ -111,7 +122,7 @@ fn roomiest<'a>(
 }
 
 /// The hives that the request allows.
-pub(super) fn allowed<'a>(
+fn allowed<'a>(
     request: &PlacementRequest<'a>,
     view: &ClusterView<'a>,
 ) -> impl Iterator<Item = &'a Hive> + use<'a> {
@@ -120,8 +131,16 @@ pub(super) fn allowed<'a>(
     hives.filter(move |hive| only.is_none_or(|id| id == hive.id()))
 }
 
+impl PlacementRequest<'_> {
+    /// Whether a hive has, by its last report, a device that the request allows.
+    #[must_use]
+    pub fn has_device_on(&self, hive: &Hive) -> bool {
+        devices(self, hive).next().is_some()
+    }
+}
+
 /// The devices of a hive that the request allows.
-pub(super) fn devices<'a>(
+fn devices<'a>(
     request: &PlacementRequest<'_>,
     hive: &'a Hive,
 ) -> impl Iterator<Item = &'a Device> + use<'a> {
@@ -154,12 +173,12 @@ fn wrong_protocol(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Opt
 /// An error if nothing has the model but workers that do not answer.
 fn silent(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Error> {
     const SOON: Duration = Duration::from_secs(5);
+    let mut workers = view.workers.with_model(request.model);
+    let worker = workers.find(|worker| !worker.draining && request.is_served_by(worker))?;
     let mut hives = view.hives.values();
     if hives.any(|hive| hive.model(request.model).is_some()) {
         return None;
     }
-    let mut workers = view.workers.with_model(request.model);
-    let worker = workers.find(|worker| !worker.draining && request.is_served_by(worker))?;
     let (id, host, port) = (&worker.spec.id, &worker.spec.host, worker.spec.port);
     let error = Error::new(
         Code::NoCapacity,
@@ -171,24 +190,22 @@ fn silent(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Erro
 fn why_not(
     request: &PlacementRequest<'_>,
     view: &ClusterView<'_>,
-    allowed: &[&Hive],
+    hives: &Hives<'_>,
     mindful: bool,
 ) -> Error {
-    let with_model = || {
-        let hives = allowed.iter().copied();
-        hives.filter(|hive| hive.model(request.model).is_some())
-    };
-    let Some(first) = with_model().next() else {
+    let allowed = &hives.allowed;
+    let Some(first) = hives.with_model.first() else {
         let unknown = allowed.iter().find(|hive| hive.capabilities().is_none());
         let broken = unknown.and_then(|hive| unreachable(hive, view));
         let mut all = view.hives.values();
         let elsewhere = all.any(|hive| hive.draining && hive.model(request.model).is_some());
-        let drained = || drained(request, view).filter(|_| elsewhere);
+        let drained = || drained(request, view).filter(|_| elsewhere || allowed.is_empty());
         return broken
             .or_else(drained)
             .unwrap_or_else(|| not_found(request.model, view));
     };
-    let mut suitable = with_model().filter(|hive| devices(request, hive).next().is_some());
+    let with_model = hives.with_model.iter().copied();
+    let mut suitable = with_model.filter(|hive| request.has_device_on(hive));
     if suitable.clone().next().is_none() {
         return no_device(request, first);
     }
@@ -226,7 +243,7 @@ fn drained(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Err
 }
 
 /// Why a hive can't be asked, unless it can.
-fn unreachable(hive: &Hive, view: &ClusterView<'_>) -> Option<Error> {
+pub(super) fn unreachable(hive: &Hive, view: &ClusterView<'_>) -> Option<Error> {
     const SOON: Duration = Duration::from_secs(1);
     let error = hive.last_error.as_ref()?;
     if hive.status == HiveStatus::Online {
@@ -256,32 +273,28 @@ fn not_found(model: &ModelRef, view: &ClusterView<'_>) -> Error {
 /// What models there are, for whoever asked for another.
 pub(super) fn there_is(view: &ClusterView<'_>) -> String {
     const SHOWN: usize = 20;
+    /// A fleet may have a hundred thousand, and every mistyped name asks.
+    const LOOKED_AT: usize = 5000;
     let models = view
         .hives
         .values()
         .filter_map(Hive::capabilities)
         .flat_map(|c| &c.models);
-    let on_disk = models.map(|m| match m.aliases.first() {
-        Some(alias) => alias.clone(),
-        None => m.model_ref.to_string(),
+    let on_disk = models.map(|model| match model.aliases.first() {
+        Some(alias) => alias.as_str(),
+        None => model.model_ref.as_str(),
     });
     let running = view
         .workers
         .iter()
         .filter(|worker| worker.spec.hive.is_none());
-    let known: BTreeSet<String> = on_disk
-        .chain(running.map(|worker| worker.spec.model.to_string()))
-        .collect();
+    let running = running.map(|worker| worker.spec.model.as_str());
+    let known: BTreeSet<&str> = on_disk.take(LOOKED_AT).chain(running).collect();
+    let shown = || Vec::from_iter(known.iter().copied().take(SHOWN)).join(", ");
     match known.len() {
         0 => "there is no model yet: put one into a hive's models folder".to_owned(),
-        n if n > SHOWN => {
-            let first: Vec<&str> = known.iter().take(SHOWN).map(String::as_str).collect();
-            format!("there are {}, … ({n} in all)", first.join(", "))
-        }
-        _ => format!(
-            "there is {}",
-            Vec::from_iter(known.iter().map(String::as_str)).join(", ")
-        ),
+        n if n > SHOWN => format!("there are {}, … (GET /v1/models lists all)", shown()),
+        _ => format!("there is {}", shown()),
     }
 }
 

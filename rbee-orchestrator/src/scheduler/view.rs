@@ -11,6 +11,10 @@ use crate::hashing::IdMap;
 
 use super::PlacementRequest;
 
+/// More models at once are not fetched to one hive for requests: they would share its line, and
+/// whoever asks for a thousand repositories fills its disk no faster.
+const FETCHES_AT_ONCE: usize = 4;
+
 /// The workers, found by id and by model.
 #[derive(Debug, Default)]
 pub struct Workers {
@@ -250,10 +254,16 @@ impl Hive {
         self.record.capabilities.as_ref()
     }
 
+    /// The models on its disk, by its last report.
+    #[must_use]
+    pub fn models(&self) -> &[HiveModel] {
+        self.capabilities().map_or(&[], |report| &report.models)
+    }
+
     /// A model on its disk that goes by this name.
     #[must_use]
     pub fn model_named(&self, name: &ModelRef) -> Option<&HiveModel> {
-        let mut models = self.capabilities()?.models.iter();
+        let mut models = self.models().iter();
         models.find(|model| {
             model.model_ref == *name || model.aliases.iter().any(|alias| alias == name.as_str())
         })
@@ -262,10 +272,7 @@ impl Hive {
     /// A model on its disk.
     #[must_use]
     pub fn model(&self, model: &ModelRef) -> Option<&HiveModel> {
-        self.capabilities()?
-            .models
-            .iter()
-            .find(|m| m.model_ref == *model)
+        self.models().iter().find(|m| m.model_ref == *model)
     }
 }
 
@@ -336,6 +343,13 @@ impl<'a> ClusterView<'a> {
     #[must_use]
     pub fn can_spawn(&self, hive: &Hive) -> bool {
         hive.status == HiveStatus::Online && !hive.draining && !self.is_unsteady(hive)
+    }
+
+    /// Whether the hive may be asked to fetch a model for a request: as for a new worker, and it has
+    /// not too many to fetch already.
+    #[must_use]
+    pub fn can_fetch(&self, hive: &Hive) -> bool {
+        self.can_spawn(hive) && hive.fetches.len() < FETCHES_AT_ONCE
     }
 
     /// Whether the hive answers, but must do so for some time before it gets new workers.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rbee_orchestrator::brain::{Aftermath, Blame, Report, SeenState};
+use rbee_orchestrator::brain::{Aftermath, Blame, Event, Report, SeenState};
 use rbee_orchestrator::domain::{HiveStatus, Outcome};
 use rbee_orchestrator::error::Result;
 
@@ -184,6 +184,19 @@ fn a_hive_that_is_drained_to_be_stopped_is_stopped_after_its_last_job() {
     resume(&mut world, "a");
     world.submit(SMOL);
     assert_eq!(world.starts(), [hive("a")]);
+}
+
+#[test]
+fn a_hive_that_is_drained_to_be_stopped_is_stopped_when_its_last_worker_dies() {
+    let (mut world, id) = World::with_smol(1);
+    world.submit(SMOL);
+    drain(&mut world, "a", true).unwrap();
+    assert!(world.stopped_hives().is_empty());
+    world.tell(Event::WorkerFailed {
+        worker: id,
+        error: failed("died"),
+    });
+    assert_eq!(world.stopped_hives(), [hive("a")]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod parts;
 mod placement;
 mod pressure;
 mod provisioning;
+mod provisioning_faults;
 mod queue;
 mod random;
 mod requests;

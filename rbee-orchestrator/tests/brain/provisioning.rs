@@ -3,17 +3,17 @@
 use rbee_orchestrator::brain::{Action, Event, SpawnOrder};
 use rbee_orchestrator::config::Config;
 use rbee_orchestrator::domain::{Capabilities, Constraints, HiveId, JobId, ModelRef};
-use rbee_orchestrator::error::{Code, Error};
+use rbee_orchestrator::error::{Code, Error, Result};
 use rbee_orchestrator::scheduler::LeastLoaded;
 
 use crate::parts::{GIB, device, failed, hive, model, on_disk, report, secs};
 use crate::world::World;
 
-const REPO: &str = "org/repo";
-const FILE: &str = "hf:org/repo/m.gguf";
+pub(crate) const REPO: &str = "org/repo";
+pub(crate) const FILE: &str = "hf:org/repo/m.gguf";
 
 impl World {
-    fn provisions(&self) -> Vec<(HiveId, ModelRef)> {
+    pub(crate) fn provisions(&self) -> Vec<(HiveId, ModelRef)> {
         let provision = |action: &Action| match action {
             Action::Provision { hive, model } => Some((hive.clone(), model.clone())),
             _ => None,
@@ -21,7 +21,7 @@ impl World {
         self.actions.iter().filter_map(provision).collect()
     }
 
-    fn fetch_progress(&mut self, on: &str, name: &str, percent: u64) {
+    pub(crate) fn fetch_progress(&mut self, on: &str, name: &str, percent: u64) {
         self.tell(Event::FetchProgress {
             hive: hive(on),
             model: model(name),
@@ -31,21 +31,21 @@ impl World {
     }
 
     /// The hive reports the file, and the fetch has ended.
-    fn fetched(&mut self, on: &str) {
+    pub(crate) fn fetched(&mut self, on: &str) {
         self.report(on, with_file(100), Vec::new());
+        self.fetch_ended(on, REPO, Ok(None));
+    }
+
+    pub(crate) fn fetch_ended(&mut self, on: &str, name: &str, result: Result<Option<String>>) {
         self.tell(Event::Fetched {
             hive: hive(on),
-            model: model(REPO),
-            result: Ok(None),
+            model: model(name),
+            result,
         });
     }
 
-    fn fetch_failed(&mut self, on: &str, code: Code, message: &str) {
-        self.tell(Event::Fetched {
-            hive: hive(on),
-            model: model(REPO),
-            result: Err(Error::new(code, message)),
-        });
+    pub(crate) fn fetch_failed(&mut self, on: &str, code: Code, message: &str) {
+        self.fetch_ended(on, REPO, Err(Error::new(code, message)));
     }
 
     /// What a job was told about the download.
@@ -62,7 +62,7 @@ impl World {
     }
 }
 
-fn with_disk(gib: u64) -> Capabilities {
+pub(crate) fn with_disk(gib: u64) -> Capabilities {
     Capabilities {
         disk_free_bytes: Some(gib * GIB),
         ..report(&[device(0, "cpu", 8)])
@@ -77,7 +77,7 @@ fn with_file(gib: u64) -> Capabilities {
     report
 }
 
-fn two_hives() -> World {
+pub(crate) fn two_hives() -> World {
     let mut world = World::with_hive();
     world.report("a", with_disk(10), Vec::new());
     world.hive("b", &[device(0, "cuda", 8)]);
@@ -241,11 +241,7 @@ fn an_alias_of_the_configuration_may_stand_for_a_repository() {
 fn what_a_hive_fetched_and_does_not_list_is_not_fetched_again_and_again() {
     let mut world = World::with_hive();
     let job = world.submit(REPO);
-    world.tell(Event::Fetched {
-        hive: hive("a"),
-        model: model(REPO),
-        result: Ok(None),
-    });
+    world.fetch_ended("a", REPO, Ok(None));
     assert_eq!(world.code(job), "DOWNLOAD_FAILED");
     assert_eq!(world.provisions().len(), 1);
 }
@@ -296,11 +292,7 @@ fn a_hive_that_can_not_list_its_models_is_told_where_the_file_is() {
     world.list("a", Vec::new());
     let job = world.submit(REPO);
     world.fetch_progress("a", REPO, 100);
-    world.tell(Event::Fetched {
-        hive: hive("a"),
-        model: model(REPO),
-        result: Ok(Some("/models/m.gguf".into())),
-    });
+    world.fetch_ended("a", REPO, Ok(Some("/models/m.gguf".into())));
     let path = world.actions.iter().find_map(|action| match action {
         Action::Spawn { model_path, .. } => Some(model_path.clone()),
         _ => None,

@@ -1,7 +1,9 @@
 //! Random interleavings of everything that can happen, in any order and at any time. A failure
-//! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed.
+//! prints its seed and the steps that led to it; `RBEE_SEED=…` runs just that seed, `RBEE_SEEDS=…` so
+//! many of them.
 
 mod fetches;
+mod hives;
 mod invariants;
 mod jobs;
 
@@ -9,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use rbee_orchestrator::brain::{Event, JobRequest, SeenState, SpawnOrder};
+use rbee_orchestrator::brain::{Event, JobRequest, SeenState};
 use rbee_orchestrator::config::{Capacity, Config, QuotaPolicy, WhenFull};
 use rbee_orchestrator::domain::{
     Attempt, HiveId, JobId, ModelRef, TenantLimits, UnixMillis, WorkerId, WorkerProtocol,
@@ -18,9 +20,7 @@ use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::{LeastLoaded, RoundRobin, Scheduler};
 
 use crate::dice::{Dice, HIVES, Nonsense};
-use crate::parts::{
-    BIG, SMOL, call, device, failed, hive, on_disk, report, secs, seen, spec, worker,
-};
+use crate::parts::{BIG, SMOL, call, failed, hive, secs, spec, worker};
 use crate::world::World;
 
 const SEEDS: u64 = 300;
@@ -59,7 +59,12 @@ struct Run {
     spawning: Vec<WorkerId>,
     /// Fetches that hives were asked for, and that have not ended.
     fetching: Vec<(HiveId, ModelRef)>,
+    /// How often rare states were reached.
+    reached: Reached,
 }
+
+/// Counts by what happened.
+type Reached = BTreeMap<&'static str, u64>;
 
 fn config(seed: u64) -> Config {
     let mut config = Config::default();
@@ -68,6 +73,8 @@ fn config(seed: u64) -> Config {
     config.queue.max_bytes = 4000;
     config.queue.promote_after = secs(20);
     config.hives.worker_slots = Some(2);
+    config.hives.restart_limit = (seed % 4) as u32;
+    config.hives.offline_after = 1 + (seed % 3) as u32;
     if seed.is_multiple_of(2) {
         config.queue.when_full = WhenFull::DropOldestBatch;
     }
@@ -123,6 +130,24 @@ impl Run {
             workers: vec![worker("x-0"), worker("x-1"), worker("x-2")],
             spawning: Vec::new(),
             fetching: Vec::new(),
+            reached: Reached::new(),
+        }
+    }
+
+    fn reach(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
+    }
+
+    /// What the brain of this life has counted.
+    fn reach_what_was_counted(&mut self) {
+        let counters = self.world.brain.counters();
+        for (what, count) in [
+            ("restart", counters.hive_restarts),
+            ("give-up", counters.hives_given_up),
+            ("flap", counters.hive_flaps),
+            ("stall", counters.stalls),
+        ] {
+            *self.reached.entry(what).or_default() += count;
         }
     }
 
@@ -139,7 +164,7 @@ impl Run {
         // A call that is held for a spawn may change a worker that just took work, when the last
         // spawn in flight is forgotten.
         let no_call_is_held = self.spawning.is_empty();
-        match self.dice.below(28) {
+        match self.dice.below(29) {
             0..=5 => self.submit(),
             6..=9 => self.return_lease(),
             10 => self.cancel(),
@@ -149,10 +174,6 @@ impl Run {
                 return self.check(false);
             }
             13..=14 => return self.hive_lists(),
-            15 => {
-                self.hive_start_or_miss();
-                return self.check(no_call_is_held);
-            }
             16..=17 => {
                 self.worker_event();
                 return self.check(no_call_is_held);
@@ -168,6 +189,10 @@ impl Run {
             }
             23..=24 => self.confirm_or_withdraw(),
             25..=26 => self.fetch_event(),
+            15 | 27 => {
+                self.hive_start_or_miss();
+                return self.check(no_call_is_held);
+            }
             _ if self.dice.one_in(12) => self.restart(seed),
             _ if self.world.awake && self.dice.one_in(2) => {
                 self.stand_still();
@@ -217,56 +242,6 @@ impl Run {
         }
     }
 
-    fn hive_lists(&mut self) {
-        let name = HIVES[self.dice.below(3)];
-        let mut listed = Vec::new();
-        for _ in 0..self.dice.below(4) {
-            let id = self.any_worker();
-            let model = MODELS[2 + self.dice.below(2)];
-            let state = self.state();
-            let mut one = seen(name, &id, model, state);
-            one.spec.slots_total = self.dice.below(4) as u32;
-            one.spec.protocol = self.protocol();
-            one.spec.device = self.dice.below(2) as u32;
-            listed.push(one);
-        }
-        // In one list, a worker may take work and another entry may end it.
-        let in_order = listed.len() < 2;
-        self.say(format!("{name} lists {listed:?}"));
-        match self.dice.one_in(3) {
-            true => self.world.list(name, listed),
-            false => {
-                let free = |dice: &mut Dice| dice.below(12) as u64;
-                let devices = [0, 1].map(|at| device(at, "cpu", free(&mut self.dice)));
-                let some = self.dice.below(3);
-                let mut report = report(&devices[..some]);
-                if self.dice.one_in(3) {
-                    let aliases = [REPO, "org/repo"];
-                    report
-                        .models
-                        .push(on_disk("hf:org/repo/m.gguf", &aliases, 1));
-                }
-                self.world.report(name, report, listed);
-            }
-        }
-        self.check(in_order);
-    }
-
-    fn hive_start_or_miss(&mut self) {
-        let name = HIVES[self.dice.below(3)];
-        let kind = self.dice.below(4);
-        self.say(format!("{name}: start or miss, {kind}"));
-        match kind {
-            0 => self.world.started(name, Err(failed("no binary"))),
-            1 => self.world.started(name, Ok(())),
-            2 if self.dice.one_in(3) => {
-                self.world.is_ours(name);
-                self.world.hive_stopped(name, Ok(()));
-            }
-            _ => self.world.miss(name, kind == 2),
-        }
-    }
-
     fn worker_event(&mut self) {
         let worker = self.any_worker();
         let event = match self.dice.below(8) {
@@ -297,41 +272,6 @@ impl Run {
             true => world.brain.register_worker(now, &call, &mut world.actions),
             false => world.call_ready(call),
         };
-    }
-
-    fn administrate(&mut self) {
-        let name = HIVES[self.dice.below(3)];
-        let id = self.any_worker();
-        let kind = self.dice.below(12);
-        let force = self.dice.one_in(2);
-        let constraints = self.constraints();
-        self.say(format!(
-            "administrates {name} {id}: {kind} {force} {constraints:?}"
-        ));
-        let (now, world) = (self.world.now, &mut self.world);
-        let out = &mut world.actions;
-        match kind {
-            0..=2 => world.register(spec(name)),
-            3 => {
-                let mut moved = spec(name);
-                moved.hostname = "10.0.0.9".into();
-                world.register(moved);
-            }
-            4 => drop(world.brain.remove_hive(now, &hive(name), out)),
-            5 => {
-                let id = worker(&format!("ordered-{}", self.steps.len()));
-                let order = SpawnOrder {
-                    model: "smol".into(),
-                    constraints,
-                };
-                let _ = world.brain.order_worker(now, id, &order, out);
-            }
-            6 if self.dice.one_in(10) => world.brain.drain(now, out),
-            7 => self.set_tenants(),
-            8 => drop(world.brain.drain_hive(now, &hive(name), force, out)),
-            9 => drop(world.brain.resume_hive(now, &hive(name), out)),
-            _ => drop(world.brain.shutdown_worker(now, &id, force, out)),
-        }
     }
 
     fn pass(&mut self) {
@@ -368,8 +308,8 @@ impl Run {
     }
 }
 
-/// Runs a seed to its end; returns all that the brain wanted done.
-fn run(seed: u64) -> Vec<String> {
+/// Runs a seed to its end; returns all that the brain wanted done, and what came about.
+fn run(seed: u64) -> (Vec<String>, Reached) {
     let mut run = Run::new(seed);
     let result = catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..STEPS {
@@ -384,14 +324,44 @@ fn run(seed: u64) -> Vec<String> {
         eprintln!("seed {seed} failed after these {} steps", run.steps.len());
         resume_unwind(panic);
     }
-    run.actions
+    run.reach_what_was_counted();
+    (run.actions, run.reached)
+}
+
+/// The seeds that are run: `RBEE_SEED` alone, or all below `RBEE_SEEDS`.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name| {
+        let value = std::env::var(name).ok()?;
+        Some(value.parse().expect("a seed is a number"))
+    };
+    match number("RBEE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RBEE_SEEDS").unwrap_or(SEEDS),
+    }
 }
 
 #[test]
 fn whatever_happens_every_job_ends_once_and_no_slot_is_given_out_twice() {
-    match std::env::var("RBEE_SEED") {
-        Ok(seed) => drop(run(seed.parse().unwrap())),
-        Err(_) => (0..SEEDS).for_each(|seed| drop(run(seed))),
+    let seeds = seeds();
+    let is_alone = seeds.clone().count() == 1;
+    let mut reached = Reached::new();
+    for (what, count) in seeds.flat_map(|seed| run(seed).1) {
+        *reached.entry(what).or_default() += count;
+    }
+    for what in [
+        "fetched",
+        "fetch failed",
+        "eviction",
+        "restart",
+        "give-up",
+        "drain",
+        "resume",
+        "drained and stopped",
+        "flap",
+        "stall",
+    ] {
+        let count = reached.get(what).copied().unwrap_or(0);
+        assert!(count >= 10 || is_alone, "too rarely: {what}: {reached:?}");
     }
 }
 

@@ -1,9 +1,10 @@
 //! Hives that end by themselves: started again, given up, taken up again.
 
+use rbee_orchestrator::brain::Event;
 use rbee_orchestrator::domain::{HiveMode, HiveStatus};
 use rbee_orchestrator::error::{Code, Error};
 
-use crate::parts::{SMOL, device, hive, report, secs, spec};
+use crate::parts::{SMOL, device, failed, hive, report, secs, spec};
 use crate::world::World;
 
 /// A hive `a` that the queen started, and that runs.
@@ -217,4 +218,22 @@ fn a_hive_that_dies_of_each_order_is_given_up_as_well() {
         }
     }
     assert!(world.known("a").gave_up, "{:?}", world.known("a"));
+}
+
+#[test]
+fn a_start_that_the_queen_slept_through_is_tried_again_and_is_no_failed_one() {
+    let mut world = started();
+    world.wake_up();
+    world.miss("a", true);
+    let job = world.submit(SMOL);
+    world.stand_still(secs(30));
+    world.tell(Event::Pulse);
+    world.clear();
+    world.started("a", Err(failed("it did not answer in time")));
+    assert_eq!(world.starts(), [hive("a")]);
+    assert_eq!(world.known("a").status, HiveStatus::Starting);
+    // What fails now fails.
+    world.started("a", Err(failed("no binary")));
+    assert_eq!(world.known("a").status, HiveStatus::Error);
+    assert!(!world.is_open(job));
 }

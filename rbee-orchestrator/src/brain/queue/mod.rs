@@ -56,6 +56,10 @@ pub(super) enum Waits {
     Hive(HiveId),
     /// A hive that fetches the model.
     Fetch(HiveId),
+    /// A hive that can fetch the model: all fetch others.
+    Turn,
+    /// A hive that came and went, and must be steady first.
+    Steady(HiveId),
     /// A worker that loads.
     Load(WorkerId),
     /// A worker that is being checked.

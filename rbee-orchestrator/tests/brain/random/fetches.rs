@@ -22,6 +22,9 @@ impl Run {
                 let brain = &mut self.world.brain;
                 if let Ok(victims) = brain.make_disk_room(&on, &model, bytes) {
                     assert!(victims.iter().all(ModelRef::is_fetchable), "{victims:?}");
+                    if !victims.is_empty() {
+                        self.reach("eviction");
+                    }
                 }
                 return;
             }
@@ -53,6 +56,14 @@ impl Run {
                     4 => Ok(self.dice.one_in(2).then(|| "/m.gguf".into())),
                     _ => Err(Error::new(code.unwrap(), "no")),
                 };
+                let view = self.world.brain.view(self.world.now);
+                let hive = view.hives.get(&on);
+                if hive.is_some_and(|hive| hive.fetch(&model).is_some()) {
+                    self.reach(match result {
+                        Ok(_) => "fetched",
+                        Err(_) => "fetch failed",
+                    });
+                }
                 Event::Fetched {
                     hive: on,
                     model,

@@ -43,6 +43,10 @@ impl Run {
                 }
                 Action::Spawn { hive, worker, .. } => self.was_spawned(&hive, &worker, in_order),
                 Action::Provision { hive, model } => self.was_asked_for(hive, model, in_order),
+                Action::StopHive { hive } => {
+                    self.reach("drained and stopped");
+                    assert!(!self.holds_leases(&hive, in_order), "{hive} has work");
+                }
                 Action::Abort { job, .. } => {
                     let runs = |lease: &Lease| lease.0 == job;
                     assert!(self.leases.iter().any(runs), "{job} does not run");
@@ -106,6 +110,12 @@ impl Run {
         );
         self.workers.push(spec.id.clone());
         self.spawning.push(spec.id.clone());
+    }
+
+    fn holds_leases(&self, on: &HiveId, in_order: bool) -> bool {
+        let view = self.world.brain.view(self.world.now);
+        let mut of_hive = view.workers.iter();
+        in_order && of_hive.any(|w| w.leases > 0 && w.spec.hive.as_ref() == Some(on))
     }
 
     fn was_asked_for(&mut self, hive: HiveId, model: ModelRef, in_order: bool) {

@@ -163,6 +163,7 @@ impl Run {
     /// order, the rest is the store's to end.
     pub(super) fn restart(&mut self, seed: u64) {
         self.say("the queen dies".into());
+        self.reach_what_was_counted();
         let now = self.world.now;
         let actions = std::mem::take(&mut self.world.actions);
         self.world = world(seed).after(&self.world);
