@@ -116,6 +116,7 @@ impl Brain {
         let Some(hive) = self.hives.get_mut(id) else {
             return;
         };
+        self.hive_notes.entry(id.clone()).or_default().installing = None;
         match result {
             // Online comes with its first report: only then is it known what it has.
             Ok(()) => self.hive_notes.entry(id.clone()).or_default().runs = true,

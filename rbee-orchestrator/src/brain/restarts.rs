@@ -24,6 +24,8 @@ pub(super) struct HiveNotes {
     ends: Vec<Mono>,
     /// When it is started again.
     restart_due: Option<Mono>,
+    /// How much of its program is on its machine, while that is brought there for its start.
+    pub(super) installing: Option<u8>,
     /// Whether an attempt broke off on one of its workers, and it has not answered since.
     pub(super) in_doubt: bool,
     /// Whether it is stopped when its last job has ended.

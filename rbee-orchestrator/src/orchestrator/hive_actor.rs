@@ -2,6 +2,7 @@
 //! that no report is older than the order before it.
 
 mod ended;
+mod installing;
 mod orders;
 
 use std::collections::VecDeque;
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::driver::Driver;
 use crate::brain::{Event, SeenState, SeenWorker, Spawned};
-use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
+use crate::domain::{HiveProcess, HiveRecord, HiveStatus, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
 
@@ -158,10 +159,10 @@ impl HiveActor {
     async fn start(&mut self) {
         let hive = self.handle.id().clone();
         let begun = self.driver.clock.now().mono;
-        let mut started = self.handle.ensure_running().await;
+        let mut started = self.ensure_running().await;
         if started.is_err() && self.driver.stood_still_since(begun) {
             // Its time passed while nobody looked, which says nothing of the hive.
-            started = self.handle.ensure_running().await;
+            started = self.ensure_running().await;
         }
         match started {
             Ok(process) => {
@@ -187,6 +188,14 @@ impl HiveActor {
                     result: Err(error),
                 });
             }
+        }
+    }
+
+    async fn ensure_running(&self) -> Result<HiveProcess> {
+        tokio::select! {
+            biased;
+            started = self.handle.ensure_running() => started,
+            never = self.tell_of_install() => match never {},
         }
     }
 
