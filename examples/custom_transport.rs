@@ -61,7 +61,7 @@ impl HiveTransport for Watched {
 
     // It has a default that says yes. A wrapper must pass it on: else the queen's token would be
     // shown to whatever listens where a hive could be, another user's program included.
-    async fn may_be_ours(&self, port: u16) -> Result<bool> {
+    async fn may_be_ours(&self, port: u16) -> RbeeResult<bool> {
         self.local.may_be_ours(port).await
     }
 

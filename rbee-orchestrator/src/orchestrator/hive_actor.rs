@@ -2,8 +2,8 @@
 //! that no report is older than the order before it.
 
 mod ended;
-mod installing;
 mod orders;
+mod starting;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::driver::Driver;
 use crate::brain::{Event, SeenState, SeenWorker, Spawned};
-use crate::domain::{HiveProcess, HiveRecord, HiveStatus, WorkerId, WorkerSpec};
+use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
 
@@ -158,13 +158,7 @@ impl HiveActor {
 
     async fn start(&mut self) {
         let hive = self.handle.id().clone();
-        let begun = self.driver.clock.now().mono;
-        let mut started = self.ensure_running().await;
-        if started.is_err() && self.driver.stood_still_since(begun) {
-            // Its time passed while nobody looked, which says nothing of the hive.
-            started = self.ensure_running().await;
-        }
-        match started {
+        match self.ensure_running().await {
             Ok(process) => {
                 tracing::info!(%hive, port = process.port, pid = process.pid, "the hive runs");
                 self.watched = true;
@@ -188,14 +182,6 @@ impl HiveActor {
                     result: Err(error),
                 });
             }
-        }
-    }
-
-    async fn ensure_running(&self) -> Result<HiveProcess> {
-        tokio::select! {
-            biased;
-            started = self.handle.ensure_running() => started,
-            never = self.tell_of_install() => match never {},
         }
     }
 
