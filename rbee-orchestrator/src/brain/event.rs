@@ -183,6 +183,13 @@ pub enum Event {
         /// What came of it.
         result: Result<(), Error>,
     },
+    /// The program of a hive that is being started is on its way to its machine.
+    HiveInstalling {
+        /// The hive.
+        hive: HiveId,
+        /// How much of it is there; `None` when all is, and the start goes on.
+        percent: Option<u8>,
+    },
     /// A hive told what it has.
     HiveReport {
         /// The hive.

@@ -122,6 +122,7 @@ impl Brain {
         let Some(hive) = self.hives.get_mut(id) else {
             return;
         };
+        self.hive_notes.entry(id.clone()).or_default().installing = None;
         match result {
             Err(_) if slept && hive.status == HiveStatus::Starting && !hive.draining => {
                 self.note_start(now, id);

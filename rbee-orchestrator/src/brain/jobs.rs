@@ -253,7 +253,17 @@ impl Brain {
                 ),
             )
             .retry_after(LOADING_RETRY_AFTER),
-            Some(Waits::Load(_) | Waits::Hive(_)) => Error::new(
+            Some(Waits::Hive(hive)) => Error::new(
+                Code::ModelLoading,
+                format!(
+                    "{} after {waited}, where model {} was to run; that goes on: ask again, or \
+                     wait longer with queue_timeout_ms",
+                    self.what_kept(hive),
+                    job.request.model
+                ),
+            )
+            .retry_after(LOADING_RETRY_AFTER),
+            Some(Waits::Load(_)) => Error::new(
                 Code::ModelLoading,
                 format!(
                     "model {} was still loading after {waited}; it goes on loading: ask again, or \

@@ -194,6 +194,7 @@ impl Brain {
                 self.attempt_ended(now, job, attempt, &worker, *report, out);
             }
             Event::HiveStarted { hive, result } => self.hive_started(now, &hive, result, out),
+            Event::HiveInstalling { hive, percent } => self.hive_installing(&hive, percent, out),
             Event::HiveReport {
                 hive,
                 capabilities,

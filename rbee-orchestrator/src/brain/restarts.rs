@@ -26,6 +26,8 @@ pub(super) struct HiveNotes {
     restart_due: Option<Mono>,
     /// When the start that is under way was asked for.
     start_begun: Option<Mono>,
+    /// How much of its program is on its machine, while that is brought there for its start.
+    pub(super) installing: Option<u8>,
     /// Whether an attempt broke off on one of its workers, and it has not answered since.
     pub(super) in_doubt: bool,
     /// Whether it is stopped when its last job has ended.

@@ -125,13 +125,51 @@ impl Brain {
     }
 
     fn wait_for_hive(&mut self, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+        let (action, human) = match self.installed_part(hive) {
+            Some(percent) => (
+                "install_hive",
+                format!("Installing the hive on {hive}: {percent} %"),
+            ),
+            None => ("start_hive", format!("Starting hive {hive}")),
+        };
         let narration = Narration {
             actor: "queen",
-            action: "start_hive",
+            action,
             target: hive.to_string(),
-            human: format!("Starting hive {hive}"),
+            human,
         };
         self.tell_group(key, Waits::Hive(hive.clone()), narration, out);
+    }
+
+    fn installed_part(&self, hive: &HiveId) -> Option<u8> {
+        self.hive_notes.get(hive).and_then(|notes| notes.installing)
+    }
+
+    /// A hive's program is brought to its machine, before the hive can be started.
+    pub(super) fn hive_installing(
+        &mut self,
+        id: &HiveId,
+        percent: Option<u8>,
+        out: &mut Vec<Action>,
+    ) {
+        if !self.is_starting(id) {
+            return;
+        }
+        let notes = self.hive_notes.entry(id.clone()).or_default();
+        notes.installing = percent;
+        let waits = Waits::Hive(id.clone());
+        for key in self.queue.keys(|group| group.waits == waits) {
+            self.wait_for_hive(&key, id, out);
+        }
+    }
+
+    /// What kept those who waited for a hive.
+    pub(super) fn what_kept(&self, hive: &HiveId) -> String {
+        match self.installed_part(hive) {
+            Some(percent) => format!("hive {hive} was still being installed ({percent} %)"),
+            None if self.is_starting(hive) => format!("hive {hive} was still starting"),
+            None => format!("hive {hive}, which came and went, was not steady yet"),
+        }
     }
 
     pub(super) fn wait_for_load(

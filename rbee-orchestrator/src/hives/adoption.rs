@@ -96,11 +96,11 @@ impl HiveHandle {
     /// The process of a start that was dropped midway, where the machine remembers it. It may still
     /// be silent; what refuses the token is another queen's.
     pub(super) async fn half_started(&self) -> Result<Option<HiveProcess>> {
-        if !self.starting().load(Ordering::Relaxed) {
+        if !self.starting.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let left = self.transport().left_running(&self.command()).await?;
-        self.starting().store(false, Ordering::Relaxed);
+        self.starting.store(false, Ordering::Relaxed);
         let Some(process) = left else {
             return Ok(None);
         };

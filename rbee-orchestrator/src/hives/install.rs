@@ -1,6 +1,7 @@
 //! A hive's program on another machine: looked at, and brought there where it is missing or older.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::lifecycle::HiveHandle;
 use crate::error::{Error, Result};
@@ -75,7 +76,18 @@ impl HiveHandle {
     }
 
     async fn install(&self, file: &Path, command: &HiveCommand) -> Result<()> {
-        let place = self.transport().install(file, command).await?;
+        let installing = &self.installing;
+        installing.send_replace(Some(0));
+        let told = installing.clone();
+        let arrived = move |percent| {
+            told.send_replace(Some(percent));
+        };
+        let installed = self
+            .transport()
+            .install(file, command, Arc::new(arrived))
+            .await;
+        installing.send_replace(None);
+        let place = installed?;
         let (hive, file, place) = (self.id(), file.display(), place.display());
         tracing::info!(%hive, %file, %place, "the hive's program was installed");
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::claims::{Claimant, PortClaims};
@@ -68,8 +68,9 @@ pub struct HiveHandle {
     transport: Arc<dyn HiveTransport>,
     changing: Mutex<()>,
     /// A start is under way, or was dropped midway.
-    starting: AtomicBool,
+    pub(super) starting: AtomicBool,
     process: StdMutex<Option<HiveProcess>>,
+    pub(super) installing: watch::Sender<Option<u8>>,
 }
 
 impl HiveHandle {
@@ -98,6 +99,7 @@ impl HiveHandle {
             changing: Mutex::new(()),
             starting: AtomicBool::new(false),
             process: StdMutex::new(None),
+            installing: watch::Sender::new(None),
         };
         handle.remember(process);
         handle
@@ -130,6 +132,12 @@ impl HiveHandle {
     #[must_use]
     pub fn process(&self) -> Option<HiveProcess> {
         self.known().clone()
+    }
+
+    /// How many percent of its program have arrived on its machine, while it is brought there.
+    #[must_use]
+    pub fn installing(&self) -> watch::Receiver<Option<u8>> {
+        self.installing.subscribe()
     }
 
     /// The client of its API; `None` while no port is known.
@@ -279,10 +287,6 @@ impl HiveHandle {
         self.options
             .claims
             .is_anothers(machine, port, self.claimant)
-    }
-
-    pub(super) fn starting(&self) -> &AtomicBool {
-        &self.starting
     }
 
     pub(super) fn client_at(&self, port: u16) -> HiveClient {

@@ -3,6 +3,7 @@
 
 mod ended;
 mod orders;
+mod starting;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -157,13 +158,7 @@ impl HiveActor {
 
     async fn start(&mut self) {
         let hive = self.handle.id().clone();
-        let begun = self.driver.clock.now().mono;
-        let mut started = self.handle.ensure_running().await;
-        if started.is_err() && self.driver.stood_still_since(begun) {
-            // Its time passed while nobody looked, which says nothing of the hive.
-            started = self.handle.ensure_running().await;
-        }
-        match started {
+        match self.ensure_running().await {
             Ok(process) => {
                 tracing::info!(%hive, port = process.port, pid = process.pid, "the hive runs");
                 self.watched = true;

@@ -252,7 +252,13 @@ impl Orchestrator {
         if !is_back {
             driver.store.remove_hive(id).await?;
         }
-        left
+        left.map_err(|error| Error {
+            message: format!(
+                "hive {id} is removed, but what runs there was not stopped: {}",
+                error.message
+            ),
+            ..error
+        })
     }
 
     /// Stops every hive that a queen started, unless they are to be left running.

@@ -13,6 +13,7 @@ mod version;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -73,6 +74,9 @@ impl fmt::Debug for HiveCommand {
     }
 }
 
+/// Is told, from any thread, how many percent of something have arrived.
+pub type Arrived = Arc<dyn Fn(u8) + Send + Sync>;
+
 /// What a look before the start found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preflight {
@@ -116,13 +120,19 @@ pub trait HiveTransport: Send + Sync + 'static {
     }
 
     /// Puts a hive's program, a file on this machine, where [`HiveTransport::start`] finds it, in
-    /// place of an older one; says where it is now. Dropped midway or failed, nothing has changed.
+    /// place of an older one; tells meanwhile how much has arrived, and says where it is now.
+    /// Dropped midway or failed, nothing has changed.
     ///
     /// # Errors
     /// `CONFLICT` where programs are not the queen's to install; `INVALID_REQUEST` for a file that
     /// does not run there; `INSUFFICIENT_DISK`; `HIVE_UNREACHABLE`.
-    async fn install(&self, file: &Path, command: &HiveCommand) -> Result<PathBuf> {
-        let _ = command;
+    async fn install(
+        &self,
+        file: &Path,
+        command: &HiveCommand,
+        arrived: Arrived,
+    ) -> Result<PathBuf> {
+        let _ = (command, arrived);
         let (file, host) = (file.display(), self.host());
         Err(Error::new(
             Code::Conflict,

@@ -1,6 +1,6 @@
 //! Cold models: one load for all who wait, and what they hear when it takes long or fails.
 
-use rbee_orchestrator::brain::{SeenState, SpawnOrder};
+use rbee_orchestrator::brain::{Event, SeenState, SpawnOrder};
 use rbee_orchestrator::domain::Constraints;
 use rbee_orchestrator::error::{Code, Error};
 
@@ -273,6 +273,27 @@ fn an_unknown_name_waits_for_the_hive_that_never_reported_and_then_means_its_mod
     assert_eq!(spec.model.as_str(), SMOL);
     world.ready(&spec.id, SMOL, 1);
     assert!(world.runs_on(job).is_some());
+}
+
+#[test]
+fn who_waits_for_a_hive_is_told_how_far_its_program_is_and_what_kept_him() {
+    let mut world = World::new();
+    world.register(spec("a"));
+    let job = world.submit("smol");
+    for percent in [Some(0), Some(42), None, Some(43)] {
+        world.tell(Event::HiveInstalling {
+            hive: spec("a").id,
+            percent,
+        });
+    }
+    let told = world.told(job);
+    let (install, start) = ("install_hive", "start_hive");
+    assert_eq!(told, [start, install, install, start, install]);
+    world.pass(secs(3600));
+    let error = world.error(job);
+    assert_eq!(error.code, Code::ModelLoading);
+    assert!(error.message.contains("being installed (43 %)"), "{error}");
+    assert!(error.retry_after.is_some());
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use rbee_orchestrator::Code;
@@ -48,10 +50,14 @@ async fn a_program_is_put_where_it_is_found_and_replaces_an_older_one() {
     for install_path in [None, hostile.to_str(), Some("-rel; touch pwned")] {
         let command = command(&sshd, install_path);
         for _ in 0..2 {
+            let arrived = Arc::new(AtomicU8::new(0));
+            let told = Arc::clone(&arrived);
+            let told = Arc::new(move |percent| told.store(percent, Relaxed));
             let place = transport
-                .install(&binary(&sshd), &command)
+                .install(&binary(&sshd), &command, told)
                 .await
                 .expect("installed");
+            assert_eq!(arrived.load(Relaxed), 100);
             let there = fs::read(&place).expect("it is there");
             assert!(there == fs::read(binary(&sshd)).expect("readable"));
             let mode = fs::metadata(&place).expect("there").permissions().mode();
@@ -81,7 +87,7 @@ async fn an_upload_that_is_cut_leaves_the_older_program_in_place() {
 
     proxy.cut_after(3 << 20);
     let error = transport
-        .install(&binary(&sshd), &command)
+        .install(&binary(&sshd), &command, Arc::new(|_| {}))
         .await
         .expect_err("cut");
     assert_eq!(error.code, Code::HiveUnreachable, "{error}");
@@ -89,21 +95,23 @@ async fn an_upload_that_is_cut_leaves_the_older_program_in_place() {
     let kept = fs::read_to_string(folder.join("a hive's name")).expect("there");
     assert_eq!(kept, "the older one");
 
-    let young = ".a hive's name.1.upload";
+    let [young, old] = [".a hive's name.1.upload", ".a hive's name.2.upload"];
     fs::write(folder.join(young), "another's").expect("written");
-    for cut in names(&folder).iter().filter(|name| *name != young) {
-        let file = fs::File::options().write(true).open(folder.join(cut));
-        let long_ago = SystemTime::now() - Duration::from_secs(3600);
-        let aged = file.expect("it is ours").set_modified(long_ago);
-        aged.expect("it is ours");
-    }
+    let left = fs::File::create(folder.join(old)).expect("it is ours");
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    left.set_modified(long_ago).expect("it is ours");
     transport
-        .install(&binary(&sshd), &command)
+        .install(&binary(&sshd), &command, Arc::new(|_| {}))
         .await
         .expect("again");
-    let mut left = names(&folder);
-    left.sort();
-    assert_eq!(left, [young, "a hive's name"], "the cut upload is gone");
+    let installed = fs::read(folder.join("a hive's name")).expect("there");
+    assert!(installed == fs::read(binary(&sshd)).expect("readable"));
+    let left = names(&folder);
+    let has = |name: &str| left.iter().any(|left| left == name);
+    assert!(
+        has(young) && !has(old),
+        "only what is nobody's goes: {left:?}"
+    );
 }
 
 #[tokio::test]
@@ -116,7 +124,7 @@ async fn another_architecture_is_refused_with_both_names() {
     header[18] = 243;
     fs::write(&file, header).expect("written");
     let error = transport
-        .install(&file, &command(&sshd, None))
+        .install(&file, &command(&sshd, None), Arc::new(|_| {}))
         .await
         .expect_err("riscv64 does not run here");
     assert_eq!(error.code, Code::InvalidRequest);
@@ -161,7 +169,7 @@ async fn the_report_tells_what_is_missing_and_what_is_there() {
         assert_eq!(item.status, Status::Ok, "{item:?}");
     }
     transport
-        .install(&binary(&sshd), &command)
+        .install(&binary(&sshd), &command, Arc::new(|_| {}))
         .await
         .expect("installed");
     let report = transport.inspect(&command).await;

@@ -1,8 +1,8 @@
 //! The hive's program on the machine: missing, old, and brought there.
 
 use crate::far::{Far, added, but, item, serves, task};
-use rbee_tests::harness::events::assert_task_failed;
-use serde_json::json;
+use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -19,7 +19,11 @@ fn a_missing_program_is_uploaded_before_the_first_start() {
         message.contains("not found") && message.contains("uploads"),
         "{told}"
     );
-    serves(&queen);
+    let stream = queen.stream("/v2/tasks", &task()).expect("an answer");
+    let events = stream.rest();
+    assert_task_completed(&events);
+    let told = |event: &Value| event["action"] == "install_hive";
+    assert!(events.iter().any(told), "{events:?}");
     let program = far.sshd.home().join(".rbee/bin/rbee-hive");
     let mode = program.metadata().expect("it was brought").permissions();
     assert_eq!(mode.mode() & 0o777, 0o755);

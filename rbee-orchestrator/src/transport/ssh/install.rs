@@ -15,6 +15,7 @@ use super::program::Program;
 use super::script::{self, unreachable};
 use super::{elf, quote};
 use crate::error::{Code, Error, Result};
+use crate::transport::Arrived;
 
 /// How much is sent before there is a look at what became of it.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -37,13 +38,18 @@ struct Binary {
 /// # Errors
 /// `INVALID_REQUEST` for a file that does not run there; `INSUFFICIENT_DISK`; `HIVE_UNREACHABLE`.
 /// Nothing is in place then that was not before.
-pub(super) async fn install(host: &Host, file: &Path, program: &Program) -> Result<PathBuf> {
+pub(super) async fn install(
+    host: &Host,
+    file: &Path,
+    program: &Program,
+    arrived: Arrived,
+) -> Result<PathBuf> {
     let path = file.to_path_buf();
     let read = tokio::task::spawn_blocking(move || Binary::read(&path)).await;
     let binary = read.map_err(|error| Error::internal(error.to_string()))??;
     let place = Place::prepare(host, file, &binary, program).await?;
     let uploaded = async {
-        upload(host, binary.bytes, &place.upload).await?;
+        upload(host, binary.bytes, &place.upload, arrived).await?;
         place.put(host, &binary.sha256, binary.cksum).await
     };
     let installed = uploaded.await;
@@ -160,7 +166,7 @@ impl Place {
 
 /// Uploads on a session of its own: what libssh2 does for SFTP blocks, and here it may. Dropped
 /// midway, the session ends.
-async fn upload(host: &Host, bytes: Vec<u8>, to: &str) -> Result<()> {
+async fn upload(host: &Host, bytes: Vec<u8>, to: &str, arrived: Arrived) -> Result<()> {
     let (reply, answer) = oneshot::channel();
     let line = Arc::new(CutOnDrop::default());
     let (target, options, to) = (
@@ -178,7 +184,7 @@ async fn upload(host: &Host, bytes: Vec<u8>, to: &str) -> Result<()> {
             None => return Err(unreachable("the upload was given up".into())),
         }
         session.set_timeout(u32::try_from(options.upload_stall.as_millis()).unwrap_or(u32::MAX));
-        send_file(&session, &bytes, &to).map_err(|error| {
+        send_file(&session, &bytes, &to, &*arrived).map_err(|error| {
             let host = &target.host;
             unreachable(format!("the upload to {to} on {host} broke off: {error}"))
         })
@@ -215,12 +221,20 @@ impl Drop for CutOnDrop {
     }
 }
 
-fn send_file(session: &ssh2::Session, bytes: &[u8], to: &str) -> io::Result<()> {
+fn send_file(
+    session: &ssh2::Session,
+    bytes: &[u8],
+    to: &str,
+    arrived: &dyn Fn(u8),
+) -> io::Result<()> {
     let sftp = session.sftp()?;
     let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUSIVE;
     let mut file = sftp.open_mode(Path::new(to), flags, 0o600, OpenType::File)?;
+    let mut sent = 0;
     for chunk in bytes.chunks(CHUNK_BYTES) {
         file.write_all(chunk)?;
+        sent += chunk.len();
+        arrived(u8::try_from(sent * 100 / bytes.len()).unwrap_or(100));
     }
     // Not every server can; the checksum tells all the same.
     let _ = file.fsync();

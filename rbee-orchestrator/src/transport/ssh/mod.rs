@@ -42,7 +42,7 @@ use self::host::Host;
 use self::program::Program;
 use self::target::Target;
 use super::report::Report;
-use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
+use super::{Arrived, HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
 use crate::domain::{HiveProcess, SshTarget};
 use crate::error::Result;
 
@@ -148,8 +148,13 @@ impl HiveTransport for SshTransport {
         inspect::inspect(self, command).await
     }
 
-    async fn install(&self, file: &Path, command: &HiveCommand) -> Result<PathBuf> {
-        install::install(&self.host, file, &Program::of(command)?).await
+    async fn install(
+        &self,
+        file: &Path,
+        command: &HiveCommand,
+        arrived: Arrived,
+    ) -> Result<PathBuf> {
+        install::install(&self.host, file, &Program::of(command)?, arrived).await
     }
 
     async fn left_running(&self, command: &HiveCommand) -> Result<Option<HiveProcess>> {
