@@ -115,7 +115,7 @@ impl Brain {
     ) {
         self.request_hive_start(now, hive, out);
         if self.is_starting(hive) {
-            self.wait_for_hive(key, hive, out);
+            self.wait_for_hive(now, key, hive, out);
         }
     }
 
@@ -124,12 +124,16 @@ impl Brain {
         hive.is_some_and(|hive| hive.status == HiveStatus::Starting)
     }
 
-    fn wait_for_hive(&mut self, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+    fn wait_for_hive(&mut self, now: Now, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+        let again = match self.ended_lately(now, hive) {
+            true => " again, which has ended",
+            false => "",
+        };
         let narration = Narration {
             actor: "queen",
             action: "start_hive",
             target: hive.to_string(),
-            human: format!("Starting hive {hive}"),
+            human: format!("Starting hive {hive}{again}"),
         };
         self.tell_group(key, Waits::Hive(hive.clone()), narration, out);
     }
@@ -250,7 +254,7 @@ impl Brain {
         if let Some(hive) = first(&|hive| hive.fetch(&key.model).is_some() && suits(hive)) {
             self.wait_for_fetch(key, &hive, out);
         } else if let Some(hive) = first(&|hive| hive.status == HiveStatus::Starting) {
-            self.wait_for_hive(key, &hive, out);
+            self.wait_for_hive(now, key, &hive, out);
         } else if let Some(hive) = first(&|hive| view.is_unsteady(hive)) {
             self.wait_until_steady(key, &hive, out);
         } else if first(&busy).is_some() {
