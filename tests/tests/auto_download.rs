@@ -59,6 +59,11 @@ fn a_request_for_an_absent_model_tells_of_the_download_and_is_served() {
         .stream("/v2/tasks", &task("org/repo/m.stub"))
         .expect("an answer");
     let told = until_it_comes(&mut asked);
+    // What is on its way is no model that OpenAI's clients could choose yet.
+    let listed = queen.look("/v1/models").json();
+    assert_eq!(listed["data"], json!([]));
+    let listed = queen.look("/v2/models/list").json();
+    assert_eq!(listed["models"][0]["state"], "downloading", "{listed}");
     assert_eq!(
         (&told["actor"], &told["target"]),
         (&json!("queen"), &json!("localhost"))
@@ -140,6 +145,24 @@ fn a_name_that_the_hub_does_not_have_is_not_found_as_a_status() {
         &json!({"model": "none", "prompt": "x", "stream": false}),
     );
     assert_error(&bare, 404, "MODEL_NOT_FOUND", &["none", "here"]);
+}
+
+#[test]
+fn a_file_of_the_main_branch_is_found_however_it_is_written() {
+    let (home, hub) = (Home::new(), Hub::with("m.stub", &content()));
+    hub.open();
+    let queen = queen_with(&home, &hub).start();
+    for model in [
+        "hf:org/repo@main::file=m.stub",
+        "org/repo::file=m.stub",
+        "org/repo@main/m.stub",
+    ] {
+        let whole = json!({"model": model, "prompt": "x", "max_tokens": 2, "stream": false});
+        let reply = queen.ask("/v2/tasks", &whole);
+        assert_eq!(reply.status, 200, "{model}: {}", reply.text);
+    }
+    assert_eq!(hub.downloads(), 1);
+    assert_eq!(queen.workers().len(), 1);
 }
 
 #[test]

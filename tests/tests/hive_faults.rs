@@ -138,6 +138,7 @@ fn a_wedged_hive_is_noticed_and_when_it_is_released_its_workers_serve_on() {
     );
     let shown = hive(&queen);
     assert!(!shown["last_error"].is_null(), "{shown}");
+    assert!(shown["missed_checks"].as_u64() >= Some(3), "{shown}");
     assert_eq!(queen.workers()[0]["withheld"], true);
     // Who comes now waits, and is told for what.
     let mut late = queen.stream("/v2/tasks", &task(3)).expect("an answer");
@@ -154,6 +155,20 @@ fn a_wedged_hive_is_noticed_and_when_it_is_released_its_workers_serve_on() {
     let after: Vec<u32> = home.engines().iter().map(|p| p.pid).collect();
     assert_eq!(after, engines, "nobody restarted its worker");
     queen.assert_no_slot_leaked();
+    let shown = hive(&queen);
+    assert_eq!(
+        (&shown["missed_checks"], &shown["unsteady"]),
+        (&json!(0), &json!(false))
+    );
+
+    // Lost a second time, it must be steady before it gets new workers.
+    signal(wedged, Signal::STOP);
+    becomes(&queen, "offline", 10 * SECOND);
+    signal(wedged, Signal::CONT);
+    becomes(&queen, "online", 10 * SECOND);
+    let shown = hive(&queen);
+    assert_eq!(shown["unsteady"], true, "{shown}");
+    serves(&queen);
 }
 
 #[test]
@@ -180,6 +195,7 @@ fn a_drained_hive_ends_its_work_gets_no_more_and_is_stopped_if_that_is_wanted() 
     let name = json!({"node_name": "localhost"});
     let resumed = queen.ask("/v2/registry/beehives/resume", &name);
     assert_eq!(resumed.status, 200, "{}", resumed.text);
+    assert_eq!(hive(&queen)["draining"], false);
     serves(&queen);
     let unknown = queen.ask("/v2/registry/beehives/drain", &json!({"node_name": "x"}));
     assert_error(&unknown, 404, "HIVE_NOT_FOUND", &["x"]);

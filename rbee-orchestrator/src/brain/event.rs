@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::domain::{
     Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Mono, Narration,
     Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis, Usage, WorkerId,
-    WorkerProtocol, WorkerSpec,
+    WorkerSpec,
 };
 use crate::error::Error;
 
@@ -387,42 +387,4 @@ pub enum Action {
         /// The worker.
         worker: Arc<WorkerSpec>,
     },
-}
-
-/// A worker that calls back, or that an administrator registers.
-#[derive(Debug, Clone)]
-pub struct WorkerCallback {
-    /// Its id.
-    pub id: WorkerId,
-    /// Its hive, if it says so.
-    pub hive: Option<HiveId>,
-    /// Its model.
-    pub model: ModelRef,
-    /// The name by which it knows the model, where that differs.
-    pub served_model: Option<String>,
-    /// Kind of device.
-    pub backend: String,
-    /// Device number.
-    pub device: Option<u32>,
-    /// Host as the hive's machine sees it.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// What it speaks.
-    pub protocol: Option<WorkerProtocol>,
-    /// Requests it serves at once.
-    pub slots_total: Option<u32>,
-    /// Memory it takes, in bytes.
-    pub vram_bytes: Option<u64>,
-    /// Whether the caller showed the callback token.
-    pub trusted: bool,
-}
-
-/// An administrator's wish for a worker.
-#[derive(Debug, Clone)]
-pub struct SpawnOrder {
-    /// The model as named.
-    pub model: String,
-    /// Where it may run.
-    pub constraints: Constraints,
 }

@@ -6,6 +6,7 @@
 mod admission;
 mod arrival;
 mod breaker;
+mod calls;
 mod chance;
 mod counters;
 mod drains;
@@ -45,11 +46,11 @@ use crate::error::{Error, Result};
 use crate::hashing::IdMap;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
+pub use calls::{SpawnOrder, WorkerCallback};
 use chance::Chance;
 pub use counters::{Counters, Tally};
 pub use event::{
-    Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, SpawnOrder,
-    Spawned, WorkerCallback,
+    Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, Spawned,
 };
 use job::{Due, Job, Phase};
 use names::{Meaning, Names};
@@ -194,7 +195,9 @@ impl Brain {
                 self.attempt_ended(now, job, attempt, &worker, *report, out);
             }
             Event::HiveStarted { hive, result } => self.hive_started(now, &hive, result, out),
-            Event::HiveInstalling { hive, percent } => self.hive_installing(&hive, percent, out),
+            Event::HiveInstalling { hive, percent } => {
+                self.hive_installing(now, &hive, percent, out);
+            }
             Event::HiveReport {
                 hive,
                 capabilities,

@@ -78,12 +78,17 @@ impl Brain {
 
     /// A start failed. If it was to bring a hive back that had ended, that is tried again.
     pub(super) fn restart_failed(&mut self, now: Now, id: &HiveId) {
-        let window = self.config.hives.restart_window;
-        let ended = |end: &Mono| now.mono.since(*end) < window;
-        let notes = self.hive_notes.get(id);
-        if notes.is_some_and(|notes| notes.ends.iter().any(ended)) {
+        if self.ended_lately(now, id) {
             self.plan_restart(now, id);
         }
+    }
+
+    /// Whether a hive that the queen starts again ended by itself, not long ago.
+    pub(super) fn ended_lately(&self, now: Now, id: &HiveId) -> bool {
+        let window = self.config.hives.restart_window;
+        let is_recent = |end: &Mono| now.mono.since(*end) < window;
+        let notes = self.hive_notes.get(id);
+        notes.is_some_and(|notes| notes.ends.iter().any(is_recent))
     }
 
     fn plan_restart(&mut self, now: Now, id: &HiveId) {

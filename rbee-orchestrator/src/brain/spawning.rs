@@ -9,7 +9,8 @@ use crate::error::{Code, Error, Result};
 use crate::scheduler::{Placement, PlacementRequest, place_another_worker};
 
 use super::Brain;
-use super::event::{Action, SpawnOrder, Spawned, WorkerCallback};
+use super::calls::{SpawnOrder, WorkerCallback};
+use super::event::{Action, Spawned};
 use super::jobs::humantime;
 use super::workers::Notes;
 

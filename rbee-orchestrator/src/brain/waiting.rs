@@ -115,7 +115,7 @@ impl Brain {
     ) {
         self.request_hive_start(now, hive, out);
         if self.is_starting(hive) {
-            self.wait_for_hive(key, hive, out);
+            self.wait_for_hive(now, key, hive, out);
         }
     }
 
@@ -124,11 +124,15 @@ impl Brain {
         hive.is_some_and(|hive| hive.status == HiveStatus::Starting)
     }
 
-    fn wait_for_hive(&mut self, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
+    fn wait_for_hive(&mut self, now: Now, key: &GroupKey, hive: &HiveId, out: &mut Vec<Action>) {
         let (action, human) = match self.installed_part(hive) {
             Some(percent) => (
                 "install_hive",
                 format!("Installing the hive on {hive}: {percent} %"),
+            ),
+            None if self.ended_lately(now, hive) => (
+                "start_hive",
+                format!("Starting hive {hive} again, which has ended"),
             ),
             None => ("start_hive", format!("Starting hive {hive}")),
         };
@@ -148,6 +152,7 @@ impl Brain {
     /// A hive's program is brought to its machine, before the hive can be started.
     pub(super) fn hive_installing(
         &mut self,
+        now: Now,
         id: &HiveId,
         percent: Option<u8>,
         out: &mut Vec<Action>,
@@ -159,7 +164,7 @@ impl Brain {
         notes.installing = percent;
         let waits = Waits::Hive(id.clone());
         for key in self.queue.keys(|group| group.waits == waits) {
-            self.wait_for_hive(&key, id, out);
+            self.wait_for_hive(now, &key, id, out);
         }
     }
 
@@ -288,7 +293,7 @@ impl Brain {
         if let Some(hive) = first(&|hive| hive.fetch(&key.model).is_some() && suits(hive)) {
             self.wait_for_fetch(key, &hive, out);
         } else if let Some(hive) = first(&|hive| hive.status == HiveStatus::Starting) {
-            self.wait_for_hive(key, &hive, out);
+            self.wait_for_hive(now, key, &hive, out);
         } else if let Some(hive) = first(&|hive| view.is_unsteady(hive)) {
             self.wait_until_steady(key, &hive, out);
         } else if first(&busy).is_some() {

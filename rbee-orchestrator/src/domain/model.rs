@@ -111,17 +111,39 @@ impl ModelRef {
     }
 }
 
-/// The main branch goes without saying.
 fn one_spelling(text: &str) -> Cow<'_, str> {
-    let reference = text.strip_prefix("hf:");
-    let is_long = |reference: &&str| reference.contains('@') || reference.contains(FILE);
-    let Some(reference) = reference.filter(is_long) else {
+    match text.split_once(':') {
+        Some(("hf", reference)) if reference.contains('@') || reference.contains(FILE) => {
+            of_repository(text, reference)
+        }
+        Some(("https", address)) => of_address(text, address),
+        _ => text.into(),
+    }
+}
+
+/// Neither a host nor a checksum is another one in capitals.
+fn of_address<'t>(text: &'t str, address: &str) -> Cow<'t, str> {
+    let whole = address.strip_prefix("//");
+    let Some((host, path)) = whole.and_then(|whole| whole.split_once('/')) else {
         return text.into();
     };
-    let at_file = || reference.match_indices('/').nth(1);
+    let checksum = path
+        .split_once("#sha256=")
+        .map_or("", |(_, checksum)| checksum);
+    let has_capitals = |part: &str| part.contains(|c: char| c.is_ascii_uppercase());
+    if !has_capitals(host) && !has_capitals(checksum) {
+        return text.into();
+    }
+    let path = path.strip_suffix(checksum).unwrap_or(path);
+    let (host, checksum) = (host.to_ascii_lowercase(), checksum.to_ascii_lowercase());
+    format!("https://{host}/{path}{checksum}").into()
+}
+
+/// The main branch goes without saying.
+fn of_repository<'t>(text: &'t str, reference: &'t str) -> Cow<'t, str> {
     let (name, file) = match reference.split_once(FILE) {
         Some((name, file)) => (name, Some(file)),
-        None => match at_file() {
+        None => match reference.match_indices('/').nth(1) {
             Some((at, _)) => (&reference[..at], Some(&reference[at + 1..])),
             None => (reference, None),
         },
@@ -198,6 +220,10 @@ mod tests {
             ("hf:org/repo::file=", "hf:org/repo::file="),
             ("hf:repo@main", "hf:repo@main"),
             ("file:a@main::file=b", "file:a@main::file=b"),
+            ("https://Host:8443/A.gguf", "https://host:8443/A.gguf"),
+            ("https://h/A.gguf#sha256=AB", "https://h/A.gguf#sha256=ab"),
+            ("https://h/A.gguf", "https://h/A.gguf"),
+            ("https://H", "https://H"),
         ] {
             assert_eq!(read(written), kept, "{written}");
             assert_eq!(read(kept), kept);

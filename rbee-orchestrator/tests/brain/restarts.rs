@@ -1,6 +1,6 @@
 //! Hives that end by themselves: started again, given up, taken up again.
 
-use rbee_orchestrator::brain::Event;
+use rbee_orchestrator::brain::{Action, Event};
 use rbee_orchestrator::domain::{HiveMode, HiveStatus};
 use rbee_orchestrator::error::{Code, Error};
 
@@ -59,6 +59,11 @@ fn who_needs_a_hive_that_has_just_died_does_not_wait_for_the_pause() {
     let job = world.submit(SMOL);
     assert_eq!(world.starts(), [hive("a")]);
     assert_eq!(world.told(job), ["start_hive"]);
+    let told = world.actions.iter().find_map(|action| match action {
+        Action::Narrate { narration, .. } => Some(narration.human.clone()),
+        _ => None,
+    });
+    assert_eq!(told.unwrap(), "Starting hive a again, which has ended");
     world.pass(secs(5));
     assert_eq!(world.starts().len(), 1, "one start, not two");
     assert_eq!(world.brain.counters().hive_restarts, 1);

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use super::gguf::{self, Header};
 use super::hub::{self, HubRef};
 use super::memory;
-use super::source::SourceRef;
+use super::source::{SourceRef, check_name};
 use super::split::{Split, stem};
 use super::web::{self, WebRef};
 use crate::error::{ApiError, Result};
@@ -361,23 +361,6 @@ fn by_repository<'m>(models: &'m [Model], wanted: &HubRef) -> Option<&'m Model> 
     let covered: Vec<&Model> = covered.collect();
     let best = hub::best(covered.iter().map(|model| model.model_ref.as_str()))?;
     covered.into_iter().find(|model| model.model_ref == best)
-}
-
-/// Refuses names that no model may have.
-pub(super) fn check_name(name: &str) -> Result<()> {
-    let problem = if name.trim().is_empty() {
-        "is empty"
-    } else if name.chars().count() > 512 {
-        "is longer than 512 characters"
-    } else if name.chars().any(char::is_control) {
-        "has control characters"
-    } else if name.split(['/', '\\', ':', '=']).any(|part| part == "..") {
-        "has a '..' path segment"
-    } else {
-        return Ok(());
-    };
-    let shown: String = name.chars().take(80).collect();
-    Err(ApiError::invalid(format!("model {shown:?} {problem}")))
 }
 
 /// Follows links: whoever may write into the folder decides what is served. Hidden folders hold

@@ -1,9 +1,10 @@
-//! Where a model can be fetched from.
+//! References to models, and where those can be fetched from.
 
 use std::fmt;
 
 use super::hub::HubRef;
 use super::web::WebRef;
+use crate::error::{ApiError, Result};
 
 /// A reference to something that is elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,4 +41,21 @@ impl fmt::Display for SourceRef {
             },
         }
     }
+}
+
+/// Refuses names that no model may have.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let problem = if name.trim().is_empty() {
+        "is empty"
+    } else if name.chars().count() > 512 {
+        "is longer than 512 characters"
+    } else if name.chars().any(char::is_control) {
+        "has control characters"
+    } else if name.split(['/', '\\', ':', '=']).any(|part| part == "..") {
+        "has a '..' path segment"
+    } else {
+        return Ok(());
+    };
+    let shown: String = name.chars().take(80).collect();
+    Err(ApiError::invalid(format!("model {shown:?} {problem}")))
 }
