@@ -4,7 +4,7 @@ use crate::far::{Far, REMOVE, added, becomes, but, hive_pids, node, serves, work
 use rbee_tests::harness::{Queen, eventually, until};
 use rustix::process::Signal;
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -52,6 +52,29 @@ fn a_shutdown_leaves_hives_running_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_queen_whose_machine_is_off_starts_and_stops_without_it() {
+    let mut far = Far::new();
+    let queen = far.queen().start();
+    added(&queen, &far.hive("gpu-0"));
+    serves(&queen);
+    let (hives, workers) = (hive_pids(&far.home), worker_ids(&queen));
+    queen.kill();
+    far.sshd.kill();
+    let begun = Instant::now();
+    let queen = far.queen().start();
+    assert!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
+    queen.stop(Signal::TERM);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert_eq!(hive_pids(&far.home), hives);
+
+    far.sshd.start_again();
+    let queen = far.queen().start();
+    finds_all_as_it_was(&far, &queen, &hives, &workers);
+    queen.stop(Signal::TERM);
+    far.home.assert_nothing_runs();
+}
+
+#[test]
 fn a_removed_hive_is_stopped_unless_it_is_to_be_left() {
     let far = Far::new();
     let queen = far.queen().start();
@@ -85,6 +108,8 @@ fn two_hives_on_one_machine_have_a_port_each() {
     let ports = [spawn("gpu-0"), spawn("gpu-1")];
     assert_ne!(ports[0], ports[1]);
     assert_eq!(hive_pids(&far.home).len(), 2);
+    let sessions = queen.log().matches("SSH session made").count();
+    assert_eq!(sessions, 1, "one for both: {}", queen.log());
     let reply = queen.ask(REMOVE, &json!({"node_name": "gpu-0"}));
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(hive_pids(&far.home).len(), 1);
