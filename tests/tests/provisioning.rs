@@ -103,6 +103,32 @@ fn a_model_comes_once_for_all_who_ask_and_serves_at_once() {
 }
 
 #[test]
+fn a_download_ends_with_its_hive_and_all_who_wait_are_told() {
+    let (home, hub) = (Home::new(), Hub::with("m.stub", &content()));
+    let queen = queen_with(&home, &hub).start();
+    let asked = json!({"model": "org/repo/m.stub", "prompt": "x"});
+    let mut waits = queen.stream("/v2/tasks", &asked).expect("an answer");
+    waits.until_type("narration");
+    let begun = until(10 * SECOND, || (hub.downloads() == 1).then_some(()));
+    assert!(begun.is_some(), "half of it came");
+    let mut follows = queen
+        .stream("/v2/models/download", &asked)
+        .expect("an answer");
+    let removed = queen.ask(
+        "/v2/registry/beehives/remove",
+        &json!({"node_name": "localhost"}),
+    );
+    assert_eq!(removed.status, 200, "{}", removed.text);
+    let error = waits.until_type("error");
+    assert_eq!(error["code"], "MODEL_NOT_FOUND", "{error}");
+    let error = follows.until_type("error");
+    assert_eq!(error["code"], "HIVE_UNREACHABLE", "{error}");
+    let why = error["message"].as_str().unwrap_or_default();
+    assert!(why.contains("was removed"), "{error}");
+    assert!(models(&queen).is_empty());
+}
+
+#[test]
 fn what_can_not_be_had_is_refused_and_remembered_for_a_moment() {
     let (home, hub) = (Home::new(), Hub::with("m.gguf", &content()));
     let queen = queen_with(&home, &hub).start();

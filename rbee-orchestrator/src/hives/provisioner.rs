@@ -249,7 +249,8 @@ enum Stopped {
 impl From<Error> for Stopped {
     fn from(error: Error) -> Self {
         match error.code {
-            Code::HiveUnreachable => Stopped::Broken(error),
+            // One that goes down may come back at once.
+            Code::HiveUnreachable | Code::ShuttingDown => Stopped::Broken(error),
             _ => Stopped::ForGood(error),
         }
     }
@@ -306,7 +307,7 @@ async fn follow(
         let event: Value = serde_json::from_slice(&data).unwrap_or_default();
         match text(&event, &["stage"]).as_deref() {
             Some("complete") => return Ok(text(&event, &["local_path"])),
-            Some("error") => return Err(Stopped::ForGood(failure(client, &event))),
+            Some("error") => return Err(failure(client, &event).into()),
             Some("downloading") => {
                 let now = Progress::Downloading {
                     bytes_downloaded: number(&event, &["bytes_downloaded"]).unwrap_or(0),

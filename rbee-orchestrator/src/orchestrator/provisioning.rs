@@ -304,6 +304,10 @@ impl Driver {
         if let Some(entry) = self.hives.get(id) {
             entry.orders.closed().await;
         }
+        // When the queen goes down she lets all hives go, and the work ends with her.
+        if self.look(|brain, _| brain.is_draining()) {
+            self.stop.cancelled().await;
+        }
     }
 
     /// Has a hive report until it has the model, or has it no more, for as long as a call may take.
