@@ -261,16 +261,21 @@ impl Source {
     }
 }
 
+/// How much there is of a file: all of it, or what has come so far.
+pub(super) fn bytes_here(size: u64, path: &Path, part: &Path) -> u64 {
+    match length(path) == Some(size) {
+        true => size,
+        false => length(part).unwrap_or(0).min(size),
+    }
+}
+
 impl Remote {
     fn is_here(&self) -> bool {
         length(&self.path) == Some(self.size)
     }
 
     fn bytes_here(&self) -> u64 {
-        match self.is_here() {
-            true => self.size,
-            false => length(&self.part).unwrap_or(0).min(self.size),
-        }
+        bytes_here(self.size, &self.path, &self.part)
     }
 }
 

@@ -10,7 +10,9 @@ use sha2::{Digest, Sha256};
 use ureq::{Agent, Body};
 use url::Url;
 
-use super::fetch::{PARTS, READ_SIZE, check_room, download_failed, length, lock, on_disk, sha256};
+use super::fetch::{
+    PARTS, READ_SIZE, bytes_here, check_room, download_failed, length, lock, on_disk, sha256,
+};
 use super::progress::Meter;
 use super::split::Split;
 use super::web::{self, WebRef};
@@ -75,10 +77,7 @@ impl WebFile {
     }
 
     fn bytes_here(&self) -> u64 {
-        match self.is_here() {
-            true => self.size,
-            false => length(&self.part).unwrap_or(0).min(self.size),
-        }
+        bytes_here(self.size, &self.path, &self.part)
     }
 
     /// Refuses a file with another checksum than the reference says. A part is thrown away then, what
