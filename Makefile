@@ -12,6 +12,8 @@ MAKEOVERRIDES :=
 OPENSSL := $(shell pkg-config --exists openssl 2>/dev/null || \
 	echo --features rbee-orchestrator/vendored-openssl)
 RELEASE := cargo build --release -p queen-rbee -p rbee-hive $(OPENSSL)
+# All at once, so that no package is built twice with other features.
+BENCHES := $(RELEASE) -p rbee-tests --bins
 WITH_PARTS := . .cache/parts.env &&
 
 help: ## List these commands
@@ -37,16 +39,16 @@ chaos: ## Kill the queen under load, and see what she keeps: make chaos [ARGS="-
 	RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/debug/chaos $(ARGS)
 
 bench: ## Compare the queen with nginx and no proxy: make bench [ARGS="--only a"]
-	cargo build --release -p queen-rbee -p rbee-tests --bins $(OPENSSL)
+	$(BENCHES)
 	$${CARGO_TARGET_DIR:-target}/release/bench $(ARGS)
 
 bench-store: ## Measure how many jobs the store takes in: make bench-store [ARGS=--quick]
-	cargo build --release -p rbee-tests --bin bench-store
+	$(BENCHES)
 	$${CARGO_TARGET_DIR:-target}/release/bench-store $(ARGS)
 
 bench-fleet: ## Measure hives on other machines: make bench-fleet [ARGS=--quick]
 	@tests/parts.sh --tests
-	$(RELEASE) -p rbee-tests --bins
+	$(BENCHES)
 	$(WITH_PARTS) RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/release/bench-fleet $(ARGS)
 
 lint: ## Check format and lints
