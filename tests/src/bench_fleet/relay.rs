@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const STREAMS: &str = "64";
-const SLOTS: u32 = 4096;
+const SLOTS: u32 = 256;
 
 /// One pace of the engines.
 struct Pace {
@@ -55,6 +55,10 @@ pub(super) fn measure(quick: bool) -> Result<Vec<Found>> {
             _ => format!("file:plain-{}", pace.name),
         };
         // The hive and the worker are there then, and the connections.
+        let chat = json!({"model": &model, "max_tokens": 1,
+                          "messages": [{"role": "user", "content": "Hello"}]});
+        let first = queen.ask("/v1/chat/completions", &chat);
+        ensure!(first.status == 200, "{}\n{}", first.text, queen.log());
         load(&queen, &model, pace, &["--requests", STREAMS])?;
         let window = if quick { "1" } else { "5" };
         load(

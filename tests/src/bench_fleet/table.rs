@@ -97,14 +97,16 @@ pub(super) fn table(rows: &[Row]) -> String {
             Some(true) => "yes",
             Some(false) => "NO",
         };
+        let largest = row.queen.iter().copied().fold(0.0, f64::max);
+        let digits = if largest < 1000.0 { 2 } else { 0 };
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {} | {met} |",
             row.what,
             row.unit,
-            cell(&row.reference, 2),
-            cell(&row.queen, 2),
+            cell(&row.reference, digits),
+            cell(&row.queen, digits),
             cell(&row.ratios(), 2),
             row.aim.text(row.unit),
         );
