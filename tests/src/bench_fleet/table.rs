@@ -59,7 +59,9 @@ impl Row {
     /// Taken within each round, as its measurements were neighbours.
     fn ratios(&self) -> Vec<f64> {
         let pairs = self.queen.iter().zip(&self.reference);
-        pairs.map(|(queen, reference)| queen / reference).collect()
+        let ratios = pairs.map(|(queen, reference)| queen / reference);
+        // Of a reference that was too small to measure there is none.
+        ratios.filter(|ratio| ratio.is_finite()).collect()
     }
 
     fn added(&self) -> Vec<f64> {
