@@ -73,7 +73,7 @@ impl Brain {
 
     /// Stops a hive that was drained for it, once nothing runs there.
     pub(super) fn stop_if_drained(&mut self, id: &HiveId, out: &mut Vec<Action>) {
-        let stops = |notes: &&mut super::restarts::HiveNotes| notes.stops_when_idle;
+        let stops = |notes: &&mut super::hive_notes::HiveNotes| notes.stops_when_idle;
         let is_idle = || {
             let mut workers = self.workers.iter();
             !workers.any(|worker| worker.leases > 0 && worker.spec.hive.as_ref() == Some(id))

@@ -13,6 +13,7 @@ mod drains;
 mod event;
 mod eviction;
 mod fleet;
+mod hive_notes;
 mod job;
 mod jobs;
 mod leases;
@@ -52,12 +53,12 @@ pub use counters::{Counters, Tally};
 pub use event::{
     Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, Spawned,
 };
+use hive_notes::HiveNotes;
 use job::{Due, Job, Phase};
 use names::{Meaning, Names};
 pub use places::QueuePlace;
 use queue::Queue;
 use rates::Rates;
-use restarts::HiveNotes;
 use retry::Budget;
 use room::Room;
 pub use spawning::OrderAnswer;

@@ -1,8 +1,6 @@
 //! Hives that end by themselves: started again after a pause that doubles, given up when that does
 //! not help.
 
-use std::time::Duration;
-
 use crate::domain::{HiveId, HiveStatus, Mono, Now};
 use crate::error::{Code, Error};
 
@@ -11,49 +9,7 @@ use super::event::Action;
 use super::job::Due;
 use super::jobs::humantime;
 
-/// Between two checks of a hive that missed one after an attempt on one of its workers broke off:
-/// whether it is lost is known within a second then.
-const IN_DOUBT: Duration = Duration::from_millis(250);
-
-/// What the brain keeps of a hive beside what schedulers see.
-#[derive(Debug, Default)]
-pub(super) struct HiveNotes {
-    /// Whether it was seen running, and has not ended since as far as is known.
-    pub(super) runs: bool,
-    /// When it ended by itself, or could not be started after that, not long ago.
-    ends: Vec<Mono>,
-    /// When it is started again.
-    restart_due: Option<Mono>,
-    /// When the start that is under way was asked for.
-    start_begun: Option<Mono>,
-    /// How much of its program is on its machine, while that is brought there for its start.
-    pub(super) installing: Option<u8>,
-    /// Whether an attempt broke off on one of its workers, and it has not answered since.
-    pub(super) in_doubt: bool,
-    /// Whether it is stopped when its last job has ended.
-    pub(super) stops_when_idle: bool,
-    /// When it was lost without having ended, not long ago.
-    pub(super) losses: Vec<Mono>,
-    /// When it has been steady for long enough.
-    pub(super) steady_due: Option<Mono>,
-}
-
 impl Brain {
-    /// How long until the next check of a hive: jittered, so that many are not checked at once.
-    pub fn check_pause(&mut self, id: &HiveId) -> Duration {
-        let config = &self.config.hives;
-        let interval = config.check_interval;
-        let missed = self.hives.get(id).is_some_and(|hive| hive.misses > 0);
-        let in_doubt = self.hive_notes.get(id).is_some_and(|notes| notes.in_doubt);
-        if missed && in_doubt {
-            return interval.min(IN_DOUBT);
-        }
-        if self.is_loading(Some(id)) {
-            return config.loading_interval;
-        }
-        interval.mul_f64(0.9) + self.chance.up_to(interval.mul_f64(0.2))
-    }
-
     /// A hive's process has ended. One that the queen started is started again; who needs it does
     /// not wait for that the first time.
     pub(super) fn hive_ended(&mut self, now: Now, id: &HiveId) {

@@ -1,6 +1,7 @@
 //! What hives say about their workers, and what the workers say themselves.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::domain::{HiveId, HiveStatus, Now, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
@@ -11,7 +12,26 @@ use super::event::{Action, SeenState, SeenWorker};
 /// A worker that is missing from this many lists in a row and does not answer is gone.
 const MISSING_LISTS: u32 = 2;
 
+/// Between two checks of a hive that missed one after an attempt on one of its workers broke off:
+/// whether it is lost is known within a second then.
+const IN_DOUBT: Duration = Duration::from_millis(250);
+
 impl Brain {
+    /// How long until the next check of a hive: jittered, so that many are not checked at once.
+    pub fn check_pause(&mut self, id: &HiveId) -> Duration {
+        let config = &self.config.hives;
+        let interval = config.check_interval;
+        let missed = self.hives.get(id).is_some_and(|hive| hive.misses > 0);
+        let in_doubt = self.hive_notes.get(id).is_some_and(|notes| notes.in_doubt);
+        if missed && in_doubt {
+            return interval.min(IN_DOUBT);
+        }
+        if self.is_loading(Some(id)) {
+            return config.loading_interval;
+        }
+        interval.mul_f64(0.9) + self.chance.up_to(interval.mul_f64(0.2))
+    }
+
     /// Compares a hive's list with the registry: what it lists is adopted or brought up to date,
     /// what it does not list any more is doubted.
     pub(super) fn reconcile(

@@ -1,6 +1,9 @@
 //! What happens to the lines between machines.
 
-use super::{LONGEST, SECOND, add, becomes, hasty, hive, needs_a_network, run, running, task};
+use super::{
+    LONGEST, SECOND, add, becomes, hasty, hive, needs_a_network, queen, run, running, task,
+    with_model,
+};
 use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
 use rbee_tests::harness::{Home, assert_error, until};
 use rbee_tests::machines::{Network, SlowLink};
@@ -14,12 +17,8 @@ fn a_link_that_is_down_for_5_s_interrupts_no_stream() {
         return;
     }
     let home = Home::new();
-    let machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 10");
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
-        .start();
+    let machine = with_model(&network, "far", "itl_ms = 10");
+    let queen = queen(&network, &home).start();
     add(&queen, &machine);
     let mut stream = queen
         .stream("/v2/tasks", &task("file:m.stub", 600))
@@ -84,8 +83,7 @@ fn a_machine_that_is_cut_off_for_long_is_done_without_and_comes_back_as_it_was()
 fn when_sshd_dies_streams_break_with_an_error_and_the_next_goes_through_again() {
     let network = Network::new();
     let home = Home::new();
-    let mut machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 10");
+    let mut machine = with_model(&network, "far", "itl_ms = 10");
     let queen = hasty(&network, &home).start();
     add(&queen, &machine);
     let mut stream = queen
@@ -118,17 +116,14 @@ fn a_line_that_is_slow_and_loses_packets_carries_everything() {
         return;
     }
     let home = Home::new();
-    let mut machine = network.machine("abroad");
-    machine.home().add_model("m.stub", "itl_ms = 5");
+    let mut machine = with_model(&network, "abroad", "itl_ms = 5");
     machine.lose(5);
     let address = format!("{}:22", machine.address());
     let link = SlowLink::to(
         address.parse().expect("an address"),
         Duration::from_millis(100),
     );
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
+    let queen = queen(&network, &home)
         .config("ssh.host_keys = \"accept-new\"")
         .start();
     let mut registration = machine.registration();
@@ -145,8 +140,7 @@ fn a_line_that_is_slow_and_loses_packets_carries_everything() {
 fn a_machine_with_another_key_than_before_is_not_spoken_to() {
     let network = Network::new();
     let home = Home::new();
-    let mut machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 1");
+    let mut machine = with_model(&network, "far", "itl_ms = 1");
     let queen = hasty(&network, &home).start();
     add(&queen, &machine);
     run(&queen, &task("file:m.stub", 4));

@@ -17,11 +17,21 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Longer than anything takes here that is to happen by itself.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// A machine whose hive has the model `file:m.stub`, served as the TOML text says.
+fn with_model<'n>(network: &'n Network, name: &str, behaviour: &str) -> Machine<'n> {
+    let machine = network.machine(name);
+    machine.home().add_model("m.stub", behaviour);
+    machine
+}
+
+/// A queen with no hive on her own machine.
+fn queen<'h>(network: &Network, home: &'h Home) -> Launch<'h> {
+    network.queen(home.queen()).config("hives.local = false")
+}
+
 /// A queen whose timers are a fifteenth of the usual ones, so that 20 s are as 5 min to her.
 fn hasty<'h>(network: &Network, home: &'h Home) -> Launch<'h> {
-    network
-        .queen(home.queen())
-        .config("hives.local = false")
+    queen(network, home)
         .config("hives.check_interval = \"1s\"")
         .config("hives.retry_after = \"1s\"")
         .config("timeouts.health = \"500ms\"")

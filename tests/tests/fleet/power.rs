@@ -1,6 +1,8 @@
 //! What happens to machines, and to the queen, as a whole.
 
-use super::{LONGEST, SECOND, add, becomes, hasty, hive, needs_a_network, run, running, task};
+use super::{
+    LONGEST, SECOND, add, becomes, hasty, hive, needs_a_network, run, running, task, with_model,
+};
 use rbee_tests::harness::events::assert_task_completed;
 use rbee_tests::harness::{Home, until};
 use rbee_tests::machines::Network;
@@ -13,8 +15,7 @@ fn a_machine_that_was_switched_off_and_on_again_serves_again() {
         return;
     }
     let home = Home::new();
-    let mut machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 1");
+    let mut machine = with_model(&network, "far", "itl_ms = 1");
     let queen = hasty(&network, &home).start();
     add(&queen, &machine);
     run(&queen, &task("file:m.stub", 4));
@@ -38,8 +39,7 @@ fn a_machine_that_was_switched_off_and_on_again_serves_again() {
 fn a_queen_that_stood_still_finds_her_fleet_as_it_is_and_her_streams_go_on() {
     let network = Network::new();
     let home = Home::new();
-    let machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 20");
+    let machine = with_model(&network, "far", "itl_ms = 20");
     let queen = hasty(&network, &home).start();
     add(&queen, &machine);
     let mut stream = queen
@@ -66,8 +66,7 @@ fn a_queen_that_stood_still_finds_her_fleet_as_it_is_and_her_streams_go_on() {
 fn a_queen_who_is_killed_finds_what_runs_on_the_other_machine() {
     let network = Network::new();
     let home = Home::new();
-    let machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 1");
+    let machine = with_model(&network, "far", "itl_ms = 1");
     let queen = hasty(&network, &home).start();
     add(&queen, &machine);
     run(&queen, &task("file:m.stub", 4));

@@ -1,6 +1,6 @@
 //! Machines that work together.
 
-use super::{add, hive, needs_a_network, run, running, task};
+use super::{add, hive, needs_a_network, queen, run, running, task, with_model};
 use rbee_tests::harness::events::assert_task_completed;
 use rbee_tests::harness::{Home, Queen};
 use rbee_tests::machines::Network;
@@ -41,10 +41,7 @@ fn three_machines_are_one_endpoint_and_one_of_them_has_only_port_22_open() {
     if network.is_real() {
         far.let_in_ssh_only();
     }
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
-        .start();
+    let queen = queen(&network, &home).start();
     for machine in [&far, &left, &right] {
         let added = add(&queen, machine);
         let report = added["preflight"]["items"].as_array().cloned();
@@ -82,12 +79,8 @@ fn nobody_listens_for_the_tunnel_on_the_queens_machine_or_beyond_loopback_on_the
         return;
     }
     let home = Home::new();
-    let machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 1");
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
-        .start();
+    let machine = with_model(&network, "far", "itl_ms = 1");
+    let queen = queen(&network, &home).start();
     add(&queen, &machine);
     run(&queen, &task("file:m.stub", 4));
 
@@ -138,12 +131,8 @@ fn without_a_tunnel_hive_and_workers_are_reached_by_their_address() {
         return;
     }
     let home = Home::new();
-    let machine = network.machine("near");
-    machine.home().add_model("m.stub", "itl_ms = 1");
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
-        .start();
+    let machine = with_model(&network, "near", "itl_ms = 1");
+    let queen = queen(&network, &home).start();
     let mut registration = machine.registration();
     registration["tunnel"] = json!(false);
     registration["hostname"] = json!(machine.address());
@@ -162,13 +151,9 @@ fn a_clock_that_is_an_hour_off_is_told_and_hinders_nothing() {
         return;
     }
     let home = Home::new();
-    let machine = network.machine("skewed");
-    machine.home().add_model("m.stub", "itl_ms = 1");
+    let machine = with_model(&network, "skewed", "itl_ms = 1");
     machine.replace("date", "exec $REAL -d '1 hour' \"$@\"");
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
-        .start();
+    let queen = queen(&network, &home).start();
     let added = add(&queen, &machine);
     let items = added["preflight"]["items"]
         .as_array()
@@ -184,11 +169,8 @@ fn a_clock_that_is_an_hour_off_is_told_and_hinders_nothing() {
 fn many_streams_at_once_come_whole_through_one_session() {
     let network = Network::new();
     let home = Home::new();
-    let machine = network.machine("far");
-    machine.home().add_model("m.stub", "itl_ms = 2");
-    let queen = network
-        .queen(home.queen())
-        .config("hives.local = false")
+    let machine = with_model(&network, "far", "itl_ms = 2");
+    let queen = queen(&network, &home)
         .config("hives.worker_slots = 40")
         .start();
     add(&queen, &machine);
