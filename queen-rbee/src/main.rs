@@ -1,21 +1,20 @@
-//! `queen-rbee`: the daemon around [`rbee_orchestrator`]. Sockets, flags, configuration, logs,
+//! `queen-rbee`: the daemon around [`rbee_orchestrator`]. Flags, configuration, logs,
 //! signals, and nothing else.
 
 mod logs;
-mod serve;
 mod settings;
 
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use rbee_orchestrator::Orchestrator;
-use rbee_orchestrator::http::HttpApi;
+use rbee_orchestrator::http::{HttpApi, Server, raise_open_files};
 use rbee_orchestrator::store::SqliteStore;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use settings::{Flags, Settings};
 
@@ -35,10 +34,11 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings) -> Result<()> {
-    let listener = serve::bind(settings.address)?;
+    raise_open_files();
+    let listener = bind(settings.address)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // Requests run on lanes of their own (`serve`); what is left is little.
+        // Requests run on lanes of their own (`Server`); what is left is little.
         .worker_threads(1)
         .thread_name("queen")
         .build()
@@ -47,6 +47,17 @@ fn run(settings: Settings) -> Result<()> {
     // A blocking call to a hive that hangs must not hold the exit up.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => anyhow!(
+            "port {} on {} is in use; stop what listens there, or take another with --port",
+            address.port(),
+            address.ip()
+        ),
+        _ => anyhow!("{address} can't be listened on: {error}"),
+    })
 }
 
 async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
@@ -60,13 +71,11 @@ async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
         .start()
         .await?;
     let api = HttpApi::new(orchestrator.clone(), settings.access());
-    let stop = CancellationToken::new();
-    let server = serve::Server::start(listener, api, stop.clone())?;
+    let server = Server::start(listener, api)?;
     tracing::info!("listening on http://{address}");
     let again = end_of_life().await?;
     let down = async {
         orchestrator.shutdown().await;
-        stop.cancel();
         server.finish().await;
     };
     tokio::select! {

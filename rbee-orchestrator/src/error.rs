@@ -88,6 +88,8 @@ codes! {
     InsufficientVram = "INSUFFICIENT_VRAM", 503;
     /// The hive could not be started or does not answer.
     HiveUnreachable = "HIVE_UNREACHABLE", 503;
+    /// The queen has as many connections, or as much in memory of what clients send, as she may.
+    Overloaded = "OVERLOADED", 503;
     /// The model still loads.
     ModelLoading = "MODEL_LOADING", 503;
     /// The queen is going down.

@@ -50,6 +50,7 @@ mod orchestrator;
 mod relay;
 mod router;
 pub mod scheduler;
+mod seldom;
 pub mod store;
 pub mod transport;
 

@@ -25,6 +25,12 @@ pub struct Timeouts {
     /// A client that takes no byte for this long has gone.
     #[serde(with = "humantime_serde")]
     pub client_stall: Duration,
+    /// From a client's connection to its first whole request head, or it is closed.
+    #[serde(with = "humantime_serde")]
+    pub first_request: Duration,
+    /// A client's connection without a request, after its first, or it is closed.
+    #[serde(with = "humantime_serde")]
+    pub idle_connection: Duration,
     /// A TCP connection to a worker.
     #[serde(with = "humantime_serde")]
     pub connect: Duration,
@@ -69,6 +75,8 @@ impl Default for Timeouts {
             first_token: None,
             between_tokens: secs(60),
             client_stall: secs(60),
+            first_request: secs(10),
+            idle_connection: secs(120),
             connect: secs(5),
             stream_status: secs(5),
             keep_alive: secs(10),
@@ -105,6 +113,11 @@ pub struct Limits {
     pub max_event_bytes: usize,
     /// Idle connections kept to one worker by one thread.
     pub max_idle_connections: usize,
+    /// Connections of clients; `None` for half of the descriptors that the process may have, 16,384
+    /// at most.
+    pub max_connections: Option<usize>,
+    /// Those of one address (IPv6: of one /64); `None` for half of all, and all for loopback.
+    pub max_connections_per_address: Option<usize>,
 }
 
 impl Default for Limits {
@@ -114,6 +127,8 @@ impl Default for Limits {
             max_response_bytes: 64 << 20,
             max_event_bytes: 1 << 20,
             max_idle_connections: 1024,
+            max_connections: None,
+            max_connections_per_address: None,
         }
     }
 }

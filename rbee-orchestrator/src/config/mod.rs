@@ -147,6 +147,14 @@ impl Config {
             return Err(Error::invalid(format!("{key} must be from 0 to 1")));
         }
         let counts = [
+            (
+                "limits.max_connections",
+                self.limits.max_connections.unwrap_or(1),
+            ),
+            (
+                "limits.max_connections_per_address",
+                self.limits.max_connections_per_address.unwrap_or(1),
+            ),
             ("ssh.keep_alive_misses", self.ssh.keep_alive_misses as usize),
             ("ssh.max_streams", self.ssh.max_streams),
             ("ssh.max_commands", self.ssh.max_commands),
@@ -162,6 +170,8 @@ impl Config {
             ("breaker.window", self.breaker.window),
             ("retention.interval", self.retention.interval),
             ("timeouts.keep_alive", self.timeouts.keep_alive),
+            ("timeouts.first_request", self.timeouts.first_request),
+            ("timeouts.idle_connection", self.timeouts.idle_connection),
             ("hives.check_interval", self.hives.check_interval),
             ("hives.loading_interval", self.hives.loading_interval),
             ("ssh.connect_timeout", self.ssh.connect_timeout),

@@ -1,5 +1,5 @@
-//! The HTTP API as a service over an [`Orchestrator`]. It opens no socket: the daemon mounts it,
-//! and so can a server of your own.
+//! The HTTP API as a service over an [`Orchestrator`], and a [`Server`] that holds a socket against
+//! whoever comes. A server of your own can mount the service as well.
 //!
 //! ```no_run
 //! use rbee_orchestrator::Orchestrator;
@@ -30,6 +30,7 @@ mod options;
 mod read;
 mod registration;
 mod routes;
+mod serve;
 mod tasks;
 mod tenants;
 mod workers;
@@ -48,6 +49,8 @@ use crate::error::{Code, Error, Result};
 pub use access::Access;
 pub use body::Body;
 use routes::{Found, Route, Routes};
+use serve::Asking;
+pub use serve::{Server, raise_open_files};
 
 /// The API. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -103,6 +106,14 @@ impl HttpApi {
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
+        self.answer(request, None).await
+    }
+
+    async fn answer<B>(&self, request: Request<B>, asking: Option<&Asking>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
         let started = Instant::now();
         let (mut head, body) = request.into_parts();
         let correlation_id = correlation_id(&head.headers);
@@ -122,6 +133,9 @@ impl HttpApi {
         let mut response = match admitted {
             Err(error) => answer::error(&error, is_openai, &correlation_id),
             Ok((route, is_hive)) => {
+                if let Some(asking) = asking.filter(|_| route != Route::Health) {
+                    asking.is_let_in();
+                }
                 let mut context = Context {
                     orchestrator: &self.inner.orchestrator,
                     headers: head.headers,
