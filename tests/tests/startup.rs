@@ -1,11 +1,12 @@
 //! What can keep a queen or her hive from starting, and what the user reads then.
 
 use rbee_tests::harness::{
-    Client, Home, Queen, assert_error, events::assert_task_failed, eventually, ports, programs,
+    Client, Home, Queen, assert_error, events::assert_task_failed, eventually, ports, programs, raw,
 };
 use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -73,6 +74,36 @@ fn a_second_queen_on_the_same_database_is_refused() {
 fn a_queen_that_others_can_reach_needs_a_token() {
     let home = Home::new();
     refuses(&home.queen().arg("--bind").arg("0.0.0.0"), &["token"]);
+}
+
+#[test]
+fn a_token_that_is_none_is_refused_by_where_it_stands() {
+    let home = Home::new();
+    let mangled = ["", "  ", "\n", "two words", "a\u{1}b", "schlüssel"];
+    for variable in ["QUEEN_TOKEN", "QUEEN_HIVE_TOKEN"] {
+        for token in mangled {
+            refuses(&home.queen().env(variable, token), &[variable]);
+        }
+    }
+    let file = home.path().join("mangled-token");
+    let path = file.to_string_lossy().into_owned();
+    for token in mangled {
+        fs::write(&file, token).expect("the folder is ours");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        let launch = home.queen().arg("--token-file").arg(&path);
+        refuses(&launch, &["mangled-token"]);
+    }
+}
+
+#[test]
+fn blanks_around_a_token_are_no_part_of_it() {
+    let home = Home::new();
+    let queen = home.queen().env("QUEEN_TOKEN", " a-token\n").start();
+    let mut stream = raw::connect(&queen).expect("the queen listens");
+    let request = "GET /v2/workers/list HTTP/1.1\r\nhost: localhost\r\n\
+                   authorization: Bearer a-token\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("it is read");
+    assert_eq!(raw::answer(&mut stream).expect("an answer").0, 200);
 }
 
 #[test]

@@ -22,13 +22,8 @@ impl HiveToken {
     /// # Errors
     /// `INVALID_REQUEST` when it is empty, longer than 1024 characters or can't stand in a header.
     pub fn new(text: &str) -> Result<Self> {
-        let fits = (1..=LONGEST).contains(&text.len());
-        if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Ok(HiveToken(text.into()));
-        }
-        Err(Error::invalid(format!(
-            "the hive token must be 1 to {LONGEST} visible ASCII characters without blanks"
-        )))
+        check("the hive token", text)?;
+        Ok(HiveToken(text.into()))
     }
 
     /// A new token of 256 random bits.
@@ -117,24 +112,43 @@ fn load(path: &Path) -> Result<HiveToken> {
     Ok(HiveToken(text.into()))
 }
 
-/// A secret from an environment variable, else from a file that only its owner may use (mode 0600
+/// A token from an environment variable, else from a file that only its owner may use (mode 0600
 /// or stricter), without the blanks around it. Blocks on the file system.
 ///
 /// # Errors
 /// `STORE_FAILED` when the file can't be read, may be used by others, or is longer than any token;
-/// `INVALID_REQUEST` when it is empty.
+/// `INVALID_REQUEST` when the variable or the file is there and holds no token: nothing, only
+/// blanks, or what can't stand in a header. The message names it.
 pub fn secret(variable: &str, file: Option<&Path>) -> Result<Option<String>> {
-    if let Some(text) = std::env::var(variable).ok().filter(|text| !text.is_empty()) {
-        return Ok(Some(text));
+    let (source, text) = if let Some(value) = std::env::var_os(variable) {
+        // What is not UTF-8 is not printable either.
+        (
+            variable.to_owned(),
+            value.to_string_lossy().trim().to_owned(),
+        )
+    } else if let Some(file) = file {
+        let source = format!("the token's file {}", file.display());
+        (source, read_secret(file)?)
+    } else {
+        return Ok(None);
+    };
+    check(&source, &text)?;
+    Ok(Some(text))
+}
+
+/// Refuses what is no token; `source` says where it came from.
+fn check(source: &str, text: &str) -> Result<()> {
+    let fits = (1..=LONGEST).contains(&text.len());
+    if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(());
     }
-    let Some(file) = file else { return Ok(None) };
-    match read_secret(file)? {
-        text if text.is_empty() => {
-            let file = file.display();
-            Err(Error::invalid(format!("the token's file {file} is empty")))
-        }
-        text => Ok(Some(text)),
-    }
+    let is = match text {
+        "" => "is blank",
+        _ => "can't stand in a header",
+    };
+    Err(Error::invalid(format!(
+        "{source} {is}: a token is 1 to {LONGEST} visible ASCII characters without blanks"
+    )))
 }
 
 fn read_secret(path: &Path) -> Result<String> {
