@@ -16,6 +16,7 @@ pub fn host_and_port(url: &str) -> Option<(String, u16)> {
 #[must_use]
 pub fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let is_address = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let address = bare.parse::<IpAddr>();
+    let is_address = address.is_ok_and(|ip| ip.to_canonical().is_loopback());
     is_address || host.eq_ignore_ascii_case("localhost")
 }

@@ -1,13 +1,18 @@
 //! Who may call.
 
-use http::HeaderMap;
+use std::net::Ipv6Addr;
+
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::request::Parts;
+use http::{HeaderMap, HeaderName};
 use subtle::ConstantTimeEq;
 
 use crate::Orchestrator;
 use crate::domain::is_loopback;
 use crate::error::{Code, Error, Result};
+
+// Made once: a name in text is checked and hashed anew with each look.
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Who may call: whoever shows the token, or, without one, programs on this machine, but no web
 /// page.
@@ -82,50 +87,101 @@ impl Access {
         }
     }
 
+    /// A browser tells whom a request is for (`Host`), whose page it is from (`Origin`) and, where it
+    /// leaves that out, how far that page is from here (`Sec-Fetch-Site`, Fetch Metadata Request
+    /// Headers).
     fn refuse_web_pages(&self, head: &Parts) -> Result<()> {
-        let header = |name| head.headers.get(name).map(http::HeaderValue::as_bytes);
-        let authority = head
+        let mut is_named_by_admin = false;
+        let hosts = head.headers.get_all(HOST).iter();
+        let hosts = hosts.map(http::HeaderValue::as_bytes);
+        let target = head
             .uri
             .authority()
-            .map(|authority| authority.as_str().as_bytes());
-        if let Some(host) = header(HOST).or(authority)
-            && !self.is_ours(host)
-        {
-            return Err(forbidden(
-                "Host",
-                host,
-                "add the name to allowed_hosts, or set a token",
-            ));
+            .map(|target| target.as_str().as_bytes());
+        // All of them, for who stands before the queen may look at another one (RFC 9112, 3.2).
+        for host in hosts.chain(target) {
+            match self.whose(host) {
+                Some(Ours::ThisMachine) => {}
+                Some(Ours::NamedByAdmin) => is_named_by_admin = true,
+                None => {
+                    let cure = "add the name to allowed_hosts, or set a token";
+                    return Err(forbidden("Host", host, cure));
+                }
+            }
         }
-        if let Some(origin) = header(ORIGIN) {
+        let mut is_from_ours = false;
+        for origin in &head.headers.get_all(ORIGIN) {
+            let origin = origin.as_bytes();
             let rest = |scheme: &[u8]| origin.strip_prefix(scheme);
             let host = rest(b"http://").or_else(|| rest(b"https://"));
-            if !host.is_some_and(|host| self.is_ours(host)) {
-                return Err(forbidden(
-                    "Origin",
-                    origin,
-                    "set a token to call from web pages",
-                ));
+            if host.and_then(|host| self.whose(host)).is_none() {
+                let cure = "set a token to call from web pages";
+                return Err(forbidden("Origin", origin, cure));
+            }
+            is_from_ours = true;
+        }
+        for site in &head.headers.get_all(&SEC_FETCH_SITE) {
+            let is_foreign = match site.as_bytes() {
+                b"cross-site" => true,
+                // All pages on `localhost` are of one site, and on this machine.
+                b"same-site" => is_named_by_admin,
+                _ => false,
+            };
+            if is_foreign && !is_from_ours {
+                let cure = "a web page may start nothing here; set a token";
+                return Err(forbidden("Sec-Fetch-Site", site.as_bytes(), cure));
             }
         }
         Ok(())
     }
 
-    /// Whether `host` or `host:port` names this machine.
-    fn is_ours(&self, host: &[u8]) -> bool {
-        let Ok(host) = std::str::from_utf8(host) else {
-            return false;
+    /// Whose name an authority has, `host` or `host:port`, if it is this machine's.
+    fn whose(&self, authority: &[u8]) -> Option<Ours> {
+        let name = host_of(std::str::from_utf8(authority).ok()?)?;
+        if is_loopback(name) {
+            return Some(Ours::ThisMachine);
+        }
+        let is_name = |ours: &String| {
+            // Brackets may be left out in the configuration.
+            let ours = match ours.parse::<Ipv6Addr>() {
+                Ok(_) => Some(ours.as_str()),
+                Err(_) => host_of(ours),
+            };
+            ours.is_some_and(|ours| ours.eq_ignore_ascii_case(name))
         };
-        let name = match host.strip_prefix('[') {
-            Some(v6) => v6.split(']').next().unwrap_or_default(),
-            None => host.split(':').next().unwrap_or_default(),
-        };
-        is_loopback(name)
-            || self
-                .hosts
-                .iter()
-                .any(|ours| ours.eq_ignore_ascii_case(name))
+        let is_named = self.hosts.iter().any(is_name);
+        is_named.then_some(Ours::NamedByAdmin)
     }
+}
+
+/// By what right a name is this machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ours {
+    ThisMachine,
+    NamedByAdmin,
+}
+
+/// The host of an authority without user information (RFC 3986, 3.2; RFC 9110, 7.2), without the
+/// brackets of an IPv6 address and the dot that ends an absolute name.
+fn host_of(authority: &str) -> Option<&str> {
+    let (host, rest) = match authority.strip_prefix('[') {
+        Some(address) => {
+            let (address, rest) = address.split_once(']')?;
+            address.parse::<Ipv6Addr>().ok()?;
+            (address, rest)
+        }
+        None => {
+            let end = authority.find(':').unwrap_or(authority.len());
+            let (name, rest) = authority.split_at(end);
+            (name.strip_suffix('.').unwrap_or(name), rest)
+        }
+    };
+    let is_port = match rest.strip_prefix(':') {
+        Some("") => true,
+        Some(port) => port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+        None => rest.is_empty(),
+    };
+    (is_port && !host.is_empty()).then_some(host)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
@@ -166,6 +222,11 @@ mod tests {
             "127.1.2.3",
             "[::1]:8080",
             "queen.lan:1",
+            "queen.lan.",
+            "localhost.:80",
+            "localhost:",
+            "[::ffff:127.0.0.1]:80",
+            "[0:0:0:0:0:0:0:1]",
         ] {
             assert!(!refused(&access, &[("host", host)]), "{host}");
         }
@@ -175,6 +236,25 @@ mod tests {
             "10.0.0.1",
             "[fe80::1]",
             "",
+            ":80",
+            ".",
+            "localhost..",
+            "user@localhost",
+            "localhost:80@evil.example",
+            "localhost:evil.example",
+            "localhost:65536",
+            "localhost:+1",
+            "localhost ",
+            "localhost,evil.example",
+            "localhost/x",
+            "[::1]evil.example",
+            "[::1",
+            "::1",
+            "[localhost]",
+            "[::1%25lo]",
+            "0.0.0.0",
+            "[::]",
+            "%6cocalhost",
         ] {
             assert!(refused(&access, &[("host", host)]), "{host}");
         }
@@ -191,9 +271,59 @@ mod tests {
             "null",
             "file://",
             "https://localhost.evil.example",
+            "http://localhost@evil.example",
+            "http://localhost/",
+            "",
         ] {
             assert!(refused(&access, &page(origin)), "{origin}");
         }
         assert!(!refused(&access, &[]));
+    }
+
+    #[test]
+    fn every_authority_that_is_given_must_be_ours() {
+        let access = Access::loopback();
+        let two = [("host", "localhost"), ("host", "evil.example")];
+        assert!(refused(&access, &two));
+        let origins = [
+            ("origin", "http://localhost"),
+            ("origin", "http://evil.example"),
+        ];
+        assert!(refused(&access, &origins));
+        let asks = |target: &str, host: &str| {
+            let request = http::Request::get(target).header("host", host);
+            let head = request.body(()).unwrap().into_parts().0;
+            access.refuse_web_pages(&head).is_err()
+        };
+        assert!(!asks("http://localhost:8080/v1/models", "localhost:8080"));
+        assert!(asks("http://evil.example/v1/models", "localhost:8080"));
+        assert!(asks("http://localhost:8080/v1/models", "evil.example"));
+    }
+
+    #[test]
+    fn a_page_that_does_not_say_whose_it_is_is_refused_by_its_distance() {
+        let access = Access::loopback().hosts(vec!["queen.corp.example".into()]);
+        let with = |host, site| [("host", host), ("sec-fetch-site", site)];
+        for (host, site, is_refused) in [
+            ("localhost", "cross-site", true),
+            ("localhost", "same-site", false),
+            ("localhost", "same-origin", false),
+            ("localhost", "none", false),
+            ("queen.corp.example", "same-site", true),
+            ("queen.corp.example", "cross-site", true),
+            ("queen.corp.example", "same-origin", false),
+        ] {
+            assert_eq!(
+                refused(&access, &with(host, site)),
+                is_refused,
+                "{host} {site}"
+            );
+        }
+        let page = |origin| {
+            let host = ("host", "127.0.0.1:8080");
+            [host, ("origin", origin), ("sec-fetch-site", "cross-site")]
+        };
+        assert!(!refused(&access, &page("http://localhost:3000")));
+        assert!(refused(&access, &page("http://evil.example")));
     }
 }
