@@ -60,6 +60,8 @@ codes! {
     TaskNotFound = "TASK_NOT_FOUND", 404;
     /// The route has other methods.
     MethodNotAllowed = "METHOD_NOT_ALLOWED", 405;
+    /// The request came too slowly.
+    RequestTimeout = "REQUEST_TIMEOUT", 408;
     /// The thing is in a state that forbids this.
     Conflict = "CONFLICT", 409;
     /// The body is larger than allowed.

@@ -38,6 +38,7 @@
 #![warn(missing_docs)]
 
 pub mod brain;
+mod budget;
 pub mod config;
 pub mod domain;
 pub mod error;

@@ -107,6 +107,10 @@ impl Timeouts {
 pub struct Limits {
     /// A request's body, in bytes.
     pub max_body_bytes: usize,
+    /// All requests' bodies that are being read, wait or run, in bytes.
+    pub max_bodies_bytes: usize,
+    /// How fast a body must come on average, in bytes a second, after `timeouts.client_stall`.
+    pub min_body_bytes_per_second: u64,
     /// A worker's unstreamed answer, in bytes.
     pub max_response_bytes: usize,
     /// One event of a worker's stream, in bytes.
@@ -123,7 +127,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            max_body_bytes: 16 << 20,
+            max_body_bytes: 64 << 20,
+            max_bodies_bytes: 256 << 20,
+            min_body_bytes_per_second: 8 << 10,
             max_response_bytes: 64 << 20,
             max_event_bytes: 1 << 20,
             max_idle_connections: 1024,

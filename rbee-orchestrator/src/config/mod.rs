@@ -136,6 +136,11 @@ impl Config {
                 "replay.max_bytes must be at least limits.max_response_bytes, the longest answer",
             ));
         }
+        if self.limits.max_bodies_bytes < self.limits.max_body_bytes {
+            return Err(Error::invalid(
+                "limits.max_bodies_bytes must be at least limits.max_body_bytes, the longest body",
+            ));
+        }
         let shares = [
             ("retry.budget_ratio", self.retry.budget_ratio),
             ("breaker.ratio", self.breaker.ratio),

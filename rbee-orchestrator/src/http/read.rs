@@ -6,104 +6,200 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::Body as HttpBody;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::Context;
+use crate::budget::{Held, SMALL};
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::read_json;
 
-/// What is read and thrown away of a body that is too large, so that its sender gets to read the
-/// answer: this many times the limit.
-const DISCARD: usize = 16;
+/// A body without a told length is counted in steps of this size.
+const STEP: usize = 256 << 10;
 
-/// A piece up to this size is copied: it is a part of the server's read buffer, which would stay as
-/// long as the request does.
-const COPIED: usize = 8 << 10;
-
-/// Reads a whole body.
+/// Reads a whole body. It is counted against the bound of all bodies for as long as a part of it is
+/// kept.
 ///
 /// # Errors
-/// `PAYLOAD_TOO_LARGE`; `INVALID_REQUEST` when it breaks off or its sender falls silent.
+/// `PAYLOAD_TOO_LARGE`; `OVERLOADED` when all bodies together are too large; `REQUEST_TIMEOUT` when
+/// it comes too slowly; `INVALID_REQUEST` when it breaks off.
 pub(super) async fn bytes<B>(context: &Context<'_>, mut body: B) -> Result<Bytes>
 where
     B: HttpBody<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
 {
-    let config = context.orchestrator.config();
-    let limit = config.limits.max_body_bytes;
-    let patience = config.timeouts.client_stall;
-    let too_large = || {
-        let message = format!(
-            "the body is larger than {limit} bytes; limits.max_body_bytes of the queen's \
-             configuration sets how large it may be"
-        );
-        Error::new(Code::PayloadTooLarge, message)
-    };
-    let told = body.size_hint().lower();
-    if told > limit as u64 {
-        discard(&mut body, limit, patience).await;
-        return Err(too_large());
+    let limit = context.orchestrator.config().limits.max_body_bytes;
+    let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if told > limit {
+        // Nothing of it is read.
+        return Err(too_large(limit));
     }
+    let mut share = Share::new(context);
+    share.holds(told)?;
+    let mut pace = Pace::new(context);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while !body.is_end_stream()
-        && let Some(data) = next(&mut body, patience).await?
+        && let Some(data) = pace.next(&mut body).await?
     {
+        let length = first.len().max(all.len()) + data.len();
+        if length > limit {
+            return Err(too_large(limit));
+        }
+        share.holds(length)?;
         if first.is_empty() && all.is_empty() {
             first = data;
-        } else {
-            if all.is_empty() {
-                all.reserve(first.len() + data.len().max(usize::try_from(told).unwrap_or(0)));
-                all.extend_from_slice(&first);
-            }
-            all.extend_from_slice(&data);
+            continue;
         }
-        if first.len().max(all.len()) > limit {
-            drop((first, all));
-            discard(&mut body, limit, patience).await;
-            return Err(too_large());
+        if all.is_empty() {
+            all.reserve(told.max(length));
+            all.extend_from_slice(&first);
         }
+        all.extend_from_slice(&data);
     }
-    Ok(match (all.is_empty(), first.len() <= COPIED) {
+    let whole = match (all.is_empty(), first.len() <= SMALL) {
+        // It is a part of the server's read buffer, which would stay as long as the request does.
         (true, true) => Bytes::copy_from_slice(&first),
         (true, false) => first,
         (false, _) => all.freeze(),
-    })
+    };
+    Ok(share.keeps(whole))
 }
 
-async fn next<B>(body: &mut B, patience: Duration) -> Result<Option<Bytes>>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
-{
-    loop {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-        let frame = tokio::time::timeout(patience, frame).await;
-        let frame = frame.map_err(|_| Error::invalid("the body did not come in time"))?;
-        match frame {
-            None => return Ok(None),
-            Some(Err(error)) => {
-                return Err(Error::invalid(format!("the body broke off: {error}")));
+fn too_large(limit: usize) -> Error {
+    let message = format!(
+        "the body is larger than {limit} bytes; limits.max_body_bytes of the queen's configuration \
+         sets how large it may be"
+    );
+    Error::new(Code::PayloadTooLarge, message)
+}
+
+/// What a body takes of that which all bodies together may hold.
+struct Share<'a> {
+    context: &'a Context<'a>,
+    held: Option<Held>,
+    bytes: usize,
+}
+
+/// Bytes that are counted until nobody has them any more.
+struct Counted {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl<'a> Share<'a> {
+    fn new(context: &'a Context<'a>) -> Self {
+        Share {
+            context,
+            held: None,
+            bytes: SMALL,
+        }
+    }
+
+    fn holds(&mut self, bytes: usize) -> Result<()> {
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let bodies = self.context.orchestrator.bodies();
+        let wanted = match &self.held {
+            None => bytes,
+            Some(_) => bytes.max(self.bytes.saturating_add(STEP)),
+        };
+        let fits = match &mut self.held {
+            None => {
+                self.held = bodies.hold(wanted);
+                self.held.is_some()
             }
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
+            Some(held) => held.grow(wanted),
+        };
+        if !fits {
+            return Err(bodies.is_full());
+        }
+        self.bytes = wanted;
+        Ok(())
+    }
+
+    fn keeps(self, bytes: Bytes) -> Bytes {
+        match self.held {
+            None => bytes,
+            Some(_held) => Bytes::from_owner(Counted { bytes, _held }),
+        }
+    }
+}
+
+/// How fast a body must come.
+struct Pace {
+    /// How long it may be silent, and how much of a delay it may have.
+    patience: Duration,
+    bytes_per_second: u64,
+    started: Instant,
+    received: u64,
+}
+
+impl Pace {
+    fn new(context: &Context<'_>) -> Self {
+        let config = context.orchestrator.config();
+        Pace {
+            patience: config.timeouts.client_stall,
+            bytes_per_second: config.limits.min_body_bytes_per_second,
+            started: Instant::now(),
+            received: 0,
+        }
+    }
+
+    /// When the next piece must be there.
+    fn deadline(&self) -> Instant {
+        let silence = Instant::now() + self.patience;
+        let due = self.received.checked_div(self.bytes_per_second);
+        match due.and_then(|due| {
+            self.started
+                .checked_add(self.patience + Duration::from_secs(due))
+        }) {
+            Some(due) => silence.min(due),
+            None => silence,
+        }
+    }
+
+    async fn next<B>(&mut self, body: &mut B) -> Result<Option<Bytes>>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
+        let deadline = self.deadline();
+        loop {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+            let frame = tokio::time::timeout_at(deadline, frame).await;
+            let frame = frame.map_err(|_| self.too_slow())?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => {
+                    return Err(Error::invalid(format!("the body broke off: {error}")));
+                }
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.received += data.len() as u64;
+                        return Ok(Some(data));
+                    }
                 }
             }
         }
     }
-}
 
-async fn discard<B>(body: &mut B, limit: usize, patience: Duration)
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
-{
-    let mut left = limit.saturating_mul(DISCARD);
-    while let Ok(Some(data)) = next(body, patience).await {
-        left = left.saturating_sub(data.len());
-        if left == 0 {
-            return;
-        }
+    fn too_slow(&self) -> Error {
+        let message = format!(
+            "the body came too slowly: {} bytes in {} s; it may be silent for {} s, and must come at \
+             {} bytes a second (limits.min_body_bytes_per_second)",
+            self.received,
+            self.started.elapsed().as_secs(),
+            self.patience.as_secs(),
+            self.bytes_per_second
+        );
+        Error::new(Code::RequestTimeout, message)
     }
 }
 

@@ -68,7 +68,8 @@ impl Orchestrator {
     /// `MODEL_NOT_FOUND`, `QUOTA_EXCEEDED`, `RATE_LIMITED`, `SYSTEM_AT_CAPACITY`, `SHUTTING_DOWN`,
     /// …; `CONFLICT` when the idempotency key belongs to another task.
     pub async fn submit(&self, task: TaskRequest) -> Result<TaskStream> {
-        let draft = self.draft_task(task, false)?;
+        let mut draft = self.draft_task(task, false)?;
+        self.hold(&mut draft)?;
         if !draft.is_durable() {
             let flow = self.take_in(draft).await?;
             return Ok(TaskStream::new(flow, self.driver.clone()));
@@ -92,7 +93,8 @@ impl Orchestrator {
     /// # Errors
     /// Those of [`Orchestrator::submit`], and `STORE_FAILED`.
     pub async fn enqueue(&self, task: TaskRequest) -> Result<JobRecord> {
-        let draft = self.draft_task(task, true)?;
+        let mut draft = self.draft_task(task, true)?;
+        self.hold(&mut draft)?;
         let record = (*draft.record).clone();
         match self.take_in_durably(draft).await? {
             Taken::Stored | Taken::Attended(_) => Ok(record),

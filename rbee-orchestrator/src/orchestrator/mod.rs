@@ -25,6 +25,8 @@ use http::HeaderValue;
 use uuid::Uuid;
 
 use crate::brain::Brain;
+#[cfg(feature = "http")]
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::domain::{Ending, HiveId, HiveRecord, HiveSpec, JobRecord, Outcome, UnixMillis};
 use crate::error::{Error, Result};
@@ -259,6 +261,12 @@ impl Orchestrator {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.driver.config
+    }
+
+    /// The memory that bodies of requests share.
+    #[cfg(feature = "http")]
+    pub(crate) fn bodies(&self) -> &Budget {
+        &self.driver.bodies
     }
 
     /// Whether a token is the one that hives show when they call back.

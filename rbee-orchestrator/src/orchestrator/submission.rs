@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Orchestrator;
 use crate::brain::JobRequest;
+use crate::budget::SMALL;
 use crate::domain::{
     JobId, JobKind, JobRecord, ModelRef, RequestHash, RequestOptions, TaskInput, TaskRequest,
     UnixMillis,
@@ -93,6 +94,7 @@ impl Orchestrator {
             deadline: options.deadline,
             submitted_at: at,
             hive_authorization: Some(self.hive_authorization.clone()),
+            held: None,
             max_response_bytes: driver.config.limits.max_response_bytes,
             max_event_bytes: driver.config.limits.max_event_bytes,
         };
@@ -140,6 +142,19 @@ impl Orchestrator {
         })
     }
 
+    /// Counts what a task's request holds in memory, until the task ends.
+    ///
+    /// # Errors
+    /// `OVERLOADED`.
+    pub(super) fn hold(&self, draft: &mut Draft) -> Result<()> {
+        let bytes = usize::try_from(draft.request.bytes).unwrap_or(usize::MAX);
+        if bytes > SMALL {
+            let bodies = &self.driver.bodies;
+            draft.call.held = Some(bodies.hold(bytes).ok_or_else(|| bodies.is_full())?);
+        }
+        Ok(())
+    }
+
     /// Reads what an earlier life kept back into a job.
     pub(super) fn draft_again(&self, record: &JobRecord, stored: &[u8]) -> Result<Draft> {
         let task: TaskRequest = serde_json::from_slice(stored).map_err(|error| {
@@ -156,6 +171,7 @@ impl Orchestrator {
         draft.request.submitted_at = record.submitted_at;
         draft.request.not_before = record.not_before;
         draft.call.job = record.id;
+        draft.call.held = Some(self.driver.bodies.hold_anyway(stored.len()));
         draft.call.submitted_at = record.submitted_at;
         draft.call.correlation_id.clone_from(&record.correlation_id);
         Ok(draft)

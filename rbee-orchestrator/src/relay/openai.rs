@@ -74,6 +74,7 @@ impl RequestBody {
     /// # Errors
     /// `INVALID_REQUEST` for what is not a JSON object with a model and the endpoint's input.
     pub(crate) fn read(bytes: Bytes, input: Input) -> Result<Self> {
+        must_be_object(&bytes)?;
         // The plain reader is faster; only a body that it refuses is read again, for the field's name.
         let envelope: Envelope<'_> = match read_text(&bytes) {
             Ok(envelope) => envelope,
@@ -94,7 +95,10 @@ impl RequestBody {
         let wants_usage = match envelope.stream_options {
             None => false,
             Some(options) => serde_json::from_str::<Option<StreamOptions>>(options.get())
-                .map_err(|_| {
+                .ok()
+                // A reader of fields takes an array of their values too.
+                .filter(|_| !options.get().starts_with('['))
+                .ok_or_else(|| {
                     Error::invalid("stream_options must be an object").param("stream_options")
                 })?
                 .and_then(|options| options.include_usage)
@@ -167,11 +171,12 @@ fn read_text<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> serde_json::Result<T> {
     }
 }
 
-/// Reads a JSON body.
+/// Reads a JSON body, which is an object.
 ///
 /// # Errors
 /// `INVALID_REQUEST`, naming the field that has a wrong value.
 pub(crate) fn read_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+    must_be_object(bytes)?;
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -179,6 +184,25 @@ pub(crate) fn read_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
     })?;
     json.end().map_err(|error| wrong_json(&error, None))?;
     Ok(value)
+}
+
+/// Refuses what is JSON and no object: serde's readers of fields take an array of their values too.
+fn must_be_object(bytes: &[u8]) -> Result<()> {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    let first = bytes.iter().find(|byte| !is_blank(byte));
+    let what = match first {
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
+        Some(b'-' | b'0'..=b'9') => "a number",
+        Some(b't' | b'f' | b'n') if serde_json::from_slice::<Option<bool>>(bytes).is_ok() => {
+            "true, false or null"
+        }
+        // Either it is an object, or the reader says what is wrong.
+        _ => return Ok(()),
+    };
+    Err(Error::invalid(format!(
+        "the body must be a JSON object, and is {what}"
+    )))
 }
 
 fn wrong_json(error: &serde_json::Error, field: Option<String>) -> Error {

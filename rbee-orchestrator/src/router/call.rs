@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use http::HeaderValue;
 
+use crate::budget::Held;
 use crate::domain::{JobId, JobKind, TaskRequest, UnixMillis, WorkerProtocol, WorkerSpec};
 use crate::error::{Error, Result};
 use crate::relay::openai::RequestBody;
@@ -43,6 +44,8 @@ pub(crate) struct Call {
     pub(crate) submitted_at: UnixMillis,
     /// `Bearer …` for workers of our hives.
     pub(crate) hive_authorization: Option<HeaderValue>,
+    /// What it takes of the memory that all requests may hold.
+    pub(crate) held: Option<Held>,
     pub(crate) max_response_bytes: usize,
     pub(crate) max_event_bytes: usize,
 }

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::clock::Clock;
 use super::connector::HiveMap;
 use crate::brain::{Action, Brain, Event, JobRequest};
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::domain::{JobId, JobRecord, Mono, Now, TenantId, WorkerId};
 use crate::error::{Error, Result};
@@ -66,6 +67,8 @@ pub(in crate::orchestrator) struct Driver {
     pub(in crate::orchestrator) inbox: Arc<Inbox>,
     /// Counts what changed in the fleet, for those who wait for it.
     pub(in crate::orchestrator) fleet_changes: watch::Sender<u64>,
+    /// What requests hold.
+    pub(in crate::orchestrator) bodies: Budget,
     core: Mutex<Core>,
     /// Workers that are being asked whether they answer.
     checking: Mutex<HashSet<WorkerId>>,
@@ -98,6 +101,7 @@ impl Driver {
             keys: (0..KEY_LOCKS)
                 .map(|_| tokio::sync::Mutex::default())
                 .collect(),
+            bodies: Budget::new(config.limits.max_bodies_bytes),
             provisioner: Arc::new(Provisioner::new(config.clone())),
             config,
             owner,
