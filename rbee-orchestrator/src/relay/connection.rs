@@ -2,7 +2,7 @@
 //!
 //! There is no task behind it and no buffer of its own: what arrives is read into the thread's one
 //! scratch buffer and copied out as exactly the bytes of the body. Dropping it closes the socket
-//! at once. Heads are parsed by `httparse`; framing is that of RFC 9112, sections 6 and 7.
+//! at once. Framing is that of RFC 9112, sections 6 and 7.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -11,44 +11,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
-use super::chunked::Chunked;
+use super::head::{Framing, HeadReader, Opening};
+pub(crate) use super::head::{Head, SendError};
 use crate::transport::HiveStream;
 
 const SCRATCH_BYTES: usize = 32 << 10;
-const MAX_HEAD_BYTES: usize = 64 << 10;
-const MAX_HEADERS: usize = 96;
+
+/// Reads in a row, after which a worker that sends without end lets others have the thread.
+const READS_IN_A_ROW: u32 = 32;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
-}
-
-/// Why a request got no answer.
-#[derive(Debug)]
-pub(crate) enum SendError {
-    /// The connection closed before the first byte of an answer.
-    NoAnswer(String),
-    /// What came is not HTTP, or stopped inside the head.
-    Invalid(String),
-}
-
-/// The head of an answer, as far as anybody reads it.
-#[derive(Debug)]
-pub(crate) struct Head {
-    pub(crate) status: StatusCode,
-    pub(crate) content_type: Option<HeaderValue>,
-    pub(crate) retry_after: Option<HeaderValue>,
-}
-
-/// How an answer's body ends.
-#[derive(Debug)]
-enum Framing {
-    Length(u64),
-    Chunked(Chunked),
-    UntilClose,
-    Ended,
 }
 
 /// A connection with at most one request on it.
@@ -58,6 +33,8 @@ pub(crate) struct Connection {
     early: Bytes,
     framing: Framing,
     keep_alive: bool,
+    /// Reads since the last that had to wait.
+    reads: u32,
 }
 
 impl Connection {
@@ -67,6 +44,7 @@ impl Connection {
             early: Bytes::new(),
             framing: Framing::Ended,
             keep_alive: true,
+            reads: 0,
         }
     }
 
@@ -88,29 +66,39 @@ impl Connection {
         poll_fn(|cx| Poll::Ready(self.poll_read(cx, |_, _| ()).is_pending())).await
     }
 
+    /// The same, but for the thread's other work: a peer that always has more is read again later.
+    fn poll_read_in_turn<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut Self, &[u8]) -> T,
+    ) -> Poll<io::Result<T>> {
+        if self.reads == READS_IN_A_ROW {
+            self.reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let read = self.poll_read(cx, take);
+        self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
+        read
+    }
+
     /// Sends a request, in two writes if the body does not stand behind the head already, and waits
     /// for the head of its answer.
     pub(crate) async fn send(&mut self, head: &[u8], body: &[u8]) -> Result<Head, SendError> {
         let sent = self.write(head, body).await;
-        let mut received = BytesMut::new();
+        let mut reader = HeadReader::default();
         loop {
-            let count = poll_fn(|cx| {
-                self.poll_read(cx, |_, data| {
-                    received.extend_from_slice(data);
-                    data.len()
-                })
-            });
-            let ended = match count.await {
-                Ok(0) => "it closed the connection".to_owned(),
+            let read =
+                poll_fn(|cx| self.poll_read_in_turn(cx, |_, data| (data.len(), reader.push(data))));
+            let ended = match read.await {
+                Ok((0, _)) => "it closed the connection".to_owned(),
                 Err(error) => error.to_string(),
-                Ok(_) => {
-                    if let Some(head) = self.parse(&mut received)? {
-                        return Ok(head);
-                    }
-                    continue;
-                }
+                Ok((_, pushed)) => match pushed? {
+                    Some(opening) => return Ok(self.open(opening)),
+                    None => continue,
+                },
             };
-            return Err(match (received.is_empty(), sent) {
+            return Err(match (reader.is_empty(), sent) {
                 // A worker may refuse before it has read everything: only then the write's own
                 // error is the better one to tell.
                 (true, Err(error)) => SendError::NoAnswer(error.to_string()),
@@ -120,86 +108,19 @@ impl Connection {
         }
     }
 
+    fn open(&mut self, opening: Opening) -> Head {
+        self.framing = opening.framing;
+        self.keep_alive = opening.keep_alive;
+        self.early = opening.early;
+        opening.head
+    }
+
     async fn write(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
         self.stream.write_all(head).await?;
         if !body.is_empty() {
             self.stream.write_all(body).await?;
         }
         self.stream.flush().await
-    }
-
-    /// Takes a head off what was received, if all of it is there.
-    fn parse(&mut self, received: &mut BytesMut) -> Result<Option<Head>, SendError> {
-        let invalid = |why: &str| SendError::Invalid(why.to_owned());
-        loop {
-            let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-            let mut response = httparse::Response::new(&mut fields);
-            let parsed = response
-                .parse(received)
-                .map_err(|e| SendError::Invalid(e.to_string()))?;
-            let httparse::Status::Complete(length) = parsed else {
-                return match received.len() > MAX_HEAD_BYTES {
-                    true => Err(invalid("the answer's head is too long")),
-                    false => Ok(None),
-                };
-            };
-            let status = response
-                .code
-                .and_then(|code| StatusCode::from_u16(code).ok());
-            let status = status.ok_or_else(|| invalid("the answer has no status"))?;
-            if status.is_informational() {
-                let _ = received.split_to(length);
-                continue;
-            }
-            let mut head = Head {
-                status,
-                content_type: None,
-                retry_after: None,
-            };
-            self.framing = Framing::UntilClose;
-            self.keep_alive = response.version == Some(1);
-            for field in response.headers.iter() {
-                self.note(field, &mut head)?;
-            }
-            if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-                self.framing = Framing::Ended;
-            }
-            let _ = received.split_to(length);
-            self.early = received.split().freeze();
-            return Ok(Some(head));
-        }
-    }
-
-    /// Reads what matters of one header field.
-    fn note(&mut self, field: &httparse::Header<'_>, head: &mut Head) -> Result<(), SendError> {
-        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-        let has = |word: &str| {
-            let words = field.value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
-            words
-                .into_iter()
-                .any(|found| found.eq_ignore_ascii_case(word.as_bytes()))
-        };
-        if is("content-type") {
-            head.content_type = HeaderValue::from_bytes(field.value).ok();
-        } else if is("retry-after") {
-            head.retry_after = HeaderValue::from_bytes(field.value).ok();
-        } else if is("transfer-encoding") && has("chunked") {
-            self.framing = Framing::Chunked(Chunked::default());
-        } else if is("content-length") && !matches!(self.framing, Framing::Chunked(_)) {
-            let text = std::str::from_utf8(field.value).ok();
-            let length = text.and_then(|text| text.trim().parse().ok());
-            let wrong =
-                || SendError::Invalid("the answer's content-length is no number".to_owned());
-            self.framing = match length.ok_or_else(wrong)? {
-                0 => Framing::Ended,
-                length => Framing::Length(length),
-            };
-        } else if is("connection") && has("close") {
-            self.keep_alive = false;
-        } else if is("connection") && has("keep-alive") {
-            self.keep_alive = true;
-        }
-        Ok(())
     }
 
     /// The next piece of an answer's body; `None` at its end.
@@ -211,7 +132,7 @@ impl Connection {
             let early = std::mem::take(&mut self.early);
             let taken = match early.is_empty() {
                 false => self.take(&early),
-                true => match ready!(self.poll_read(cx, Self::take)) {
+                true => match ready!(self.poll_read_in_turn(cx, Self::take)) {
                     Ok(taken) => taken,
                     Err(error) => Err(error),
                 },

@@ -2,6 +2,7 @@
 
 mod chunked;
 pub(crate) mod connection;
+mod head;
 pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;

@@ -1,5 +1,6 @@
 //! The call to a worker, and what its answer turns out to be.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,6 +156,11 @@ async fn collect(
                     more.extend_from_slice(&first);
                 }
                 more.extend_from_slice(&data);
+            }
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                let message = format!("worker {} sent what is not HTTP: {error}", worker.id);
+                let error = Error::new(Code::UpstreamInvalid, message);
+                return Err(Failure::of_worker(error));
             }
             Some(Err(error)) => return Err(broke_off(worker, &error.to_string())),
         }

@@ -356,11 +356,19 @@ impl Flow {
     pub(crate) fn poll_step(&self, cx: &mut Context<'_>) -> Poll<Step> {
         let mut state = self.lock();
         let step = state.poll_step(self, cx);
-        state.awaiting = match &step {
+        let awaiting = match &step {
             Poll::Ready(_) => Awaiting::Client,
             Poll::Pending => Awaiting::Worker,
         };
-        state.since = self.parts.ticks.now();
+        // A worker that sends bytes and gets nowhere stands still as well.
+        let moved = match &mut state.stage {
+            Stage::Streaming(stream) => stream.has_moved(),
+            _ => true,
+        };
+        if moved || step.is_ready() || state.awaiting != awaiting {
+            state.since = self.parts.ticks.now();
+        }
+        state.awaiting = awaiting;
         if step.is_pending() {
             state.sleep(cx);
         }

@@ -3,6 +3,7 @@
 mod raw;
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -20,6 +21,9 @@ use crate::relay::connection::Connection;
 use crate::relay::pool::{Answer, Pool};
 use crate::relay::sse::{self, Splitter};
 use crate::relay::translate::{CompletionWriter, Piece, read_event};
+
+/// So many bytes of an event are a step forward: fewer don't hold off the end of patience.
+const PROGRESS_BYTES: usize = 1 << 10;
 
 /// What the client gets of the stream.
 enum Form {
@@ -54,6 +58,9 @@ pub(super) struct Streaming {
     /// Where the text goes that is kept as the job's result.
     journal: Option<Arc<Journal>>,
     max_text_bytes: usize,
+    /// Bytes of an event that has not ended.
+    unmoved: usize,
+    moved: bool,
     first_token: Option<Instant>,
     /// Whether the client has got a part of the answer.
     relayed: bool,
@@ -99,6 +106,8 @@ impl Streaming {
             begun: false,
             journal,
             max_text_bytes: call.max_response_bytes,
+            unmoved: 0,
+            moved: false,
             first_token: None,
             relayed: false,
             stop: None,
@@ -120,6 +129,12 @@ impl Streaming {
             aftermath,
             ..report
         });
+    }
+
+    /// Whether the worker has got on since this was last asked: by a whole event, or by enough bytes
+    /// of one.
+    pub(super) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     pub(super) fn into_lease(self) -> Lease {
@@ -154,7 +169,7 @@ impl Streaming {
             match source.poll_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => self.upstream_ended(),
-                Poll::Ready(Some(Err(error))) => self.lost(&error.to_string()),
+                Poll::Ready(Some(Err(error))) => self.broke(&error),
                 Poll::Ready(Some(Ok(data))) => self.take_in(data),
             }
         }
@@ -166,7 +181,13 @@ impl Streaming {
     }
 
     fn take_in(&mut self, data: Bytes) {
-        match self.splitter.push(data) {
+        self.unmoved += data.len();
+        let pushed = self.splitter.push(data);
+        if self.unmoved >= PROGRESS_BYTES || pushed.as_ref().is_ok_and(|block| !block.is_empty()) {
+            self.moved = true;
+            self.unmoved = 0;
+        }
+        match pushed {
             Err(sse::TooLong) => self.fail(Error::new(
                 Code::UpstreamInvalid,
                 "the worker sent an event that is longer than limits.max_event_bytes",
@@ -182,6 +203,14 @@ impl Streaming {
     fn fail(&mut self, error: Error) {
         self.source = None;
         self.outcome = Some(Outcome::Failed(error));
+    }
+
+    fn broke(&mut self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::InvalidData {
+            let message = format!("the worker's answer can't be read: {error}");
+            return self.fail(Error::new(Code::UpstreamInvalid, message));
+        }
+        self.lost(&error.to_string());
     }
 
     fn lost(&mut self, why: &str) {
