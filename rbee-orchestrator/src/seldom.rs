@@ -14,6 +14,13 @@ pub(crate) struct Seldom {
 }
 
 impl Seldom {
+    /// One that has said nothing yet.
+    pub(crate) const fn new() -> Self {
+        Seldom {
+            last: Mutex::new(None),
+        }
+    }
+
     /// Whether the last line is so long ago that this one may be written; it counts as written then.
     pub(crate) fn is_due(&self) -> bool {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -58,6 +58,9 @@ pub enum Blame {
     Request,
     /// The worker: another may do better.
     Worker,
+    /// The queen: she is out of descriptors, memory or ports, and another attempt may do better when
+    /// she is not.
+    Queen,
     /// Nobody: the worker has too much to do, and may have said when to come back.
     Load(Option<Duration>),
 }

@@ -104,6 +104,8 @@ pub(super) struct Past {
     pub(super) error: Error,
     /// Whether the worker had too much to do.
     pub(super) pressed: bool,
+    /// Whether the queen's own trouble kept it from its worker.
+    pub(super) is_unserved: bool,
 }
 
 /// Where a job is.

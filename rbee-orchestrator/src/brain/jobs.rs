@@ -86,7 +86,7 @@ impl Brain {
         job.slot_time += held;
         job.inference_time += report.inference;
         let (model, ticket, until) = (job.key.model.clone(), job.ticket, job.run_until);
-        if !matches!(report.blame, Blame::Load(_)) {
+        if !matches!(report.blame, Blame::Load(_) | Blame::Queen) {
             self.rates.note(&model, held);
         }
         self.judge(now, worker, lease, ticket, &report);

@@ -15,6 +15,9 @@ use super::window::Window;
 /// not turn in circles.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
 
+/// The longest pause after trouble of the queen's own.
+const OWN_PAUSE: Duration = Duration::from_secs(1);
+
 /// Retries against requests in the window: a share of these, so that a fleet that fails is not
 /// also flooded.
 #[derive(Debug, Default)]
@@ -34,6 +37,8 @@ pub(super) enum Sequel {
     After(Duration),
     /// Another one, which does not count: the worker had too much to do.
     Pressed,
+    /// Another one, after a pause, which does not count: nothing was tried, by the queen's own fault.
+    Unserved(Duration),
 }
 
 impl Brain {
@@ -79,6 +84,14 @@ impl Brain {
         match report.blame {
             Blame::Request => Sequel::End,
             Blame::Load(_) => Sequel::Pressed,
+            Blame::Queen => {
+                // A client who waits waits no longer for her than for a worker.
+                let waited = now.wall.since(job.request.submitted_at);
+                match asynchronous || waited < job.request.queue_timeout {
+                    true => Sequel::Unserved(SHORTEST_BACKOFF + self.chance.up_to(OWN_PAUSE)),
+                    false => Sequel::End,
+                }
+            }
             Blame::Worker if asynchronous => match failures < self.config.retry.attempts_async {
                 true => Sequel::After(self.backoff(failures)),
                 false => Sequel::End,
@@ -115,13 +128,14 @@ impl Brain {
             return;
         };
         let pressed = sequel == Sequel::Pressed;
-        if !pressed {
+        let is_unserved = matches!(sequel, Sequel::Unserved(_));
+        if !pressed && !is_unserved {
             job.failures += 1;
             job.key.avoid = Some(worker.clone());
         }
         job.returned = true;
         let delay = match sequel {
-            Sequel::After(delay) => Some(delay),
+            Sequel::After(delay) | Sequel::Unserved(delay) => Some(delay),
             _ => None,
         };
         out.push(Action::Requeue {
@@ -130,7 +144,11 @@ impl Brain {
             not_before: delay.map(|delay| now.wall + delay),
             error: error.clone(),
         });
-        job.past = Some(Box::new(Past { error, pressed }));
+        job.past = Some(Box::new(Past {
+            error,
+            pressed,
+            is_unserved,
+        }));
         match delay {
             Some(delay) => self.back_off(now, id, delay),
             None => self.enqueue(now, id, false),
@@ -165,10 +183,13 @@ impl Brain {
     /// A job has waited for long enough after a failure. Where the budget does not allow it now,
     /// it waits once more for as long as such a failure may make it wait.
     pub(super) fn backoff_over(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
-        let Some(failures) = self.jobs.get(&id).map(|job| job.failures) else {
+        let Some(job) = self.jobs.get(&id) else {
             return;
         };
-        match self.may_retry(now) {
+        let failures = job.failures;
+        // What has not been tried is not tried again.
+        let is_first_try = job.past.as_ref().is_some_and(|past| past.is_unserved);
+        match is_first_try || self.may_retry(now) {
             true => self.start(now, id, out),
             false => {
                 let delay = self.backoff(failures.max(1));

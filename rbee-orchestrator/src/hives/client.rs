@@ -11,7 +11,7 @@ use super::token::HiveToken;
 use super::wire::{self, HiveWorker, SpawnAnswer, SpawnRequest};
 use crate::domain::{Capabilities, HiveId};
 use crate::error::{Code, Error, Result};
-use crate::transport::HiveTransport;
+use crate::transport::{HiveTransport, own_trouble};
 
 /// How long calls to a hive may take, each from the connection to the last byte of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -352,7 +352,8 @@ impl HiveClient {
     fn failed(&self, failure: &Failure, limit: Duration) -> Error {
         match failure {
             Failure::TimedOut => self.unreachable(&format!("did not answer within {limit:?}")),
-            Failure::Broken(error) => self.unreachable(&format!("can't be reached: {error}")),
+            Failure::Broken(error) => own_trouble(error)
+                .unwrap_or_else(|| self.unreachable(&format!("can't be reached: {error}"))),
             Failure::Garbage(what) => self.error(
                 Code::UpstreamInvalid,
                 &format!("does not speak HTTP as it must: {what}"),

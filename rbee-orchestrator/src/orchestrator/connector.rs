@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::hive_actor::Order;
 use crate::domain::{HiveId, WorkerSpec, is_loopback};
 use crate::hives::HiveHandle;
 use crate::relay::pool::Connector;
-use crate::transport::HiveStream;
+use crate::transport::{HiveStream, connect_tcp};
 
 /// A registered hive with the inbox of the task that serves it.
 #[derive(Clone)]
@@ -104,8 +103,6 @@ impl Connector for WorkerConnector {
                 return transport.connect(worker.port).await;
             }
         }
-        let stream = TcpStream::connect((worker.host.as_str(), worker.port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(Box::new(stream))
+        connect_tcp(&worker.host, worker.port).await
     }
 }

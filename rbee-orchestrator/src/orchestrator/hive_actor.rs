@@ -17,6 +17,7 @@ use crate::brain::{Event, SeenState, SeenWorker, Spawned};
 use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
+use crate::transport::is_own_trouble;
 
 use orders::{leave_or_check, next_leave};
 
@@ -190,6 +191,8 @@ impl HiveActor {
         let begun = self.driver.clock.now().mono;
         let event = match self.ask_in_time().await {
             Ok(event) => event,
+            // It says nothing about the hive; the next check comes soon enough.
+            Err(error) if is_own_trouble(&error) => return,
             Err(error) => {
                 tracing::debug!(%hive, %error, "a check was missed");
                 let gone = self.managed && !self.handle.is_running().await.unwrap_or(true);

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::domain::{JobId, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
 use crate::hashing::IdMap;
-use crate::transport::HiveStream;
+use crate::transport::{HiveStream, own_trouble};
 
 /// llama-server closes an idle connection after 5 s; ours must be gone before.
 const IDLE: Duration = Duration::from_secs(3);
@@ -58,6 +58,8 @@ pub(crate) struct NoAnswer {
     pub(crate) error: Error,
     /// Whether the worker may be gone.
     pub(crate) suspect: bool,
+    /// Whether the queen is to blame, and not the worker.
+    pub(crate) ours: bool,
 }
 
 impl Pool {
@@ -117,6 +119,14 @@ impl Pool {
         }
     }
 
+    /// Closes all idle connections: what they hold is needed.
+    fn drop_idle(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.clear();
+        }
+    }
+
     async fn fresh(&self, worker: &WorkerSpec) -> Result<Connection, NoAnswer> {
         let failed = |code: Code, why: String| NoAnswer {
             error: Error::new(
@@ -124,6 +134,7 @@ impl Pool {
                 format!("worker {} could not be reached: {why}", worker.id),
             ),
             suspect: true,
+            ours: false,
         };
         let connect = self.connector.connect(worker);
         let stream = match tokio::time::timeout(self.connect_timeout, connect).await {
@@ -132,7 +143,17 @@ impl Pool {
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotConnected => {
                 return Err(failed(Code::HiveUnreachable, error.to_string()));
             }
-            Ok(Err(error)) => return Err(failed(Code::WorkerFailed, error.to_string())),
+            Ok(Err(error)) => match own_trouble(&error) {
+                Some(error) => {
+                    self.drop_idle();
+                    return Err(NoAnswer {
+                        error,
+                        suspect: false,
+                        ours: true,
+                    });
+                }
+                None => return Err(failed(Code::WorkerFailed, error.to_string())),
+            },
             Err(_) => {
                 let why = "the connection timed out".to_owned();
                 return Err(failed(Code::WorkerFailed, why));
@@ -141,14 +162,22 @@ impl Pool {
         Ok(Connection::new(stream))
     }
 
-    /// Asks a worker for its health, on a connection of its own.
-    pub(crate) async fn is_healthy(&self, worker: &Arc<WorkerSpec>, time_out: Duration) -> bool {
+    /// Asks a worker for its health, on a connection of its own; `None` when the queen's own trouble
+    /// keeps her from it.
+    pub(crate) async fn is_healthy(
+        &self,
+        worker: &Arc<WorkerSpec>,
+        time_out: Duration,
+    ) -> Option<bool> {
         let head = format!(
             "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n",
             Authority(worker)
         );
-        let status = self.ask(worker, &head, time_out).await;
-        status.is_some_and(|status| status.is_success())
+        match self.ask(worker, &head, time_out).await {
+            Ok(status) => Some(status.is_success()),
+            Err(Some(none)) if none.ours => None,
+            Err(_) => Some(false),
+        }
     }
 
     /// Tells an `rbee` worker that nobody waits for a job any more. Older ones have no such call,
@@ -161,21 +190,25 @@ impl Pool {
             Authority(worker),
             body.len()
         );
-        self.ask(worker, &request, time_out).await;
+        let _ = self.ask(worker, &request, time_out).await;
     }
 
+    /// The status of an answer; an error without a reason is one that came too late.
     async fn ask(
         &self,
         worker: &Arc<WorkerSpec>,
         request: &str,
         time_out: Duration,
-    ) -> Option<StatusCode> {
+    ) -> Result<StatusCode, Option<NoAnswer>> {
         let answer = async {
-            let mut connection = self.fresh(worker).await.ok()?;
-            let answer = connection.send(request.as_bytes(), b"").await.ok()?;
-            Some(answer.status)
+            let mut connection = self.fresh(worker).await.map_err(Some)?;
+            match connection.send(request.as_bytes(), b"").await {
+                Ok(answer) => Ok(answer.status),
+                Err(_) => Err(None),
+            }
         };
-        tokio::time::timeout(time_out, answer).await.ok().flatten()
+        let asked = tokio::time::timeout(time_out, answer).await;
+        asked.unwrap_or(Err(None))
     }
 
     /// Sends a request to a worker and waits for the head of the answer.
@@ -225,6 +258,7 @@ fn invalid(worker: &WorkerSpec, why: &str) -> NoAnswer {
     NoAnswer {
         error: Error::new(Code::UpstreamInvalid, message),
         suspect: false,
+        ours: false,
     }
 }
 
@@ -236,5 +270,6 @@ fn closed(worker: &WorkerSpec, why: &str) -> NoAnswer {
     NoAnswer {
         error: Error::new(Code::WorkerFailed, message),
         suspect: true,
+        ours: false,
     }
 }

@@ -83,8 +83,12 @@ impl Failure {
 impl From<NoAnswer> for Failure {
     fn from(none: NoAnswer) -> Self {
         Failure {
+            blame: match none.ours {
+                true => Blame::Queen,
+                false => Blame::Worker,
+            },
             suspect: none.suspect,
-            ..Failure::of_worker(none.error)
+            error: none.error,
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::process::{ProcessId, kill_group_of_child};
-use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
+use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp, own_trouble};
 use super::{log_file, ports, probe, program};
 use crate::domain::HiveProcess;
 use crate::error::{Code, Error, Result};
@@ -226,10 +226,8 @@ impl Starting {
     ) -> Result<Self> {
         let failed = |error: std::io::Error| {
             let program = program.display();
-            Error::new(
-                Code::HiveUnreachable,
-                format!("hive {program} can't be run: {error}"),
-            )
+            let message = format!("hive {program} can't be run: {error}");
+            own_trouble(&error).unwrap_or_else(|| Error::new(Code::HiveUnreachable, message))
         };
         let mut builder = Command::new(program);
         builder

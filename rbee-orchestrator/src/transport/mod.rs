@@ -1,5 +1,6 @@
 //! How a hive is reached, started, stopped and watched.
 
+mod connecting;
 mod direct;
 mod local;
 mod log_file;
@@ -26,6 +27,7 @@ use report::{Item, Report};
 pub(crate) use program::version as version_of;
 pub(crate) use version::is_older;
 
+pub(crate) use connecting::{connect_tcp, is_own_trouble, own_trouble};
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
 pub use ssh::{SshOptions, SshSessions, SshTransport};
@@ -194,11 +196,4 @@ pub trait HiveTransport: Send + Sync + 'static {
     /// # Errors
     /// The I/O error of the connection attempt.
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>>;
-}
-
-/// A TCP connection without Nagle's delay, which costs 40 ms together with delayed ACKs.
-async fn connect_tcp(host: &str, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
-    let stream = tokio::net::TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    Ok(Box::new(stream))
 }

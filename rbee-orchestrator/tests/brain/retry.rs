@@ -357,3 +357,39 @@ fn a_report_of_an_older_attempt_is_refused_and_counted() {
     assert!(world.is_open(job));
     assert_eq!(world.brain.counters().stale_reports, 2);
 }
+
+#[test]
+fn the_queens_own_trouble_is_nobodys_failure_and_uses_no_attempt_up() {
+    let (mut world, ids) = two_workers(1);
+    let job = world.submit_with(SMOL, asynchronous);
+    for _ in 0..50 {
+        assert!(world.runs_on(job).is_some());
+        world.fail(job, Blame::Queen);
+        assert!(world.is_open(job));
+        world.pass(secs(2));
+    }
+    let counters = world.brain.counters();
+    assert_eq!((counters.retries, counters.breaker_opened), (0, 0));
+    for id in &ids {
+        assert!(!world.actions.iter().any(|action| matches!(
+            action,
+            Action::CheckWorker { worker } if worker.id == *id
+        )));
+    }
+    world.end(job);
+    assert!(!world.is_open(job));
+}
+
+#[test]
+fn a_client_waits_for_the_queens_trouble_to_pass_no_longer_than_for_a_worker() {
+    let (mut world, _) = two_workers(1);
+    let job = world.submit_with(SMOL, |request| request.queue_timeout = secs(10));
+    for _ in 0..5 {
+        world.fail(job, Blame::Queen);
+        world.pass(secs(2));
+    }
+    assert!(world.is_open(job));
+    world.pass(secs(2));
+    world.fail(job, Blame::Queen);
+    assert!(!world.is_open(job));
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{Core, Driver};
 use crate::brain::{Action, Event};
@@ -183,10 +184,14 @@ impl Driver {
                     return None;
                 }
                 let begun = driver.clock.now().mono;
-                let answers = driver
-                    .pool
-                    .is_healthy(&worker, driver.config.timeouts.health)
-                    .await;
+                let health = driver.config.timeouts.health;
+                let answers = loop {
+                    match driver.pool.is_healthy(&worker, health).await {
+                        Some(answers) => break answers,
+                        // The queen's own trouble says nothing about a worker.
+                        None => tokio::time::sleep(CHECK_AGAIN).await,
+                    }
+                };
                 driver.checking().remove(&worker.id);
                 Some((answers, begun))
             };
@@ -209,6 +214,9 @@ impl Driver {
         self.checking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long after a check that the queen's own trouble prevented the next is tried.
+const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
 fn retry_narration(job: JobId, attempt: Attempt, error: &Error) -> Narration {
     Narration {
