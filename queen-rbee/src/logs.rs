@@ -25,6 +25,8 @@ pub(crate) fn begin(format: LogFormat) -> Result<()> {
     };
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Standard error may be a terminal that has gone, and to complain there would be a panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let begun = match format {

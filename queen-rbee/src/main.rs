@@ -3,6 +3,7 @@
 
 mod logs;
 mod settings;
+mod signals;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -12,11 +13,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use rbee_orchestrator::Orchestrator;
-use rbee_orchestrator::http::{HttpApi, Server, raise_open_files};
+use rbee_orchestrator::http::{Access, HttpApi, Server, raise_open_files};
 use rbee_orchestrator::store::SqliteStore;
-use tokio::signal::unix::{SignalKind, signal};
 
 use settings::{Flags, Settings};
+use signals::{Ends, Hangup, Hangups};
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -61,6 +62,7 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
 }
 
 async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
+    let mut hangups = Hangups::watch()?;
     let address = listener.local_addr()?;
     settings.config.fill_in(address, &settings.database);
     let store = SqliteStore::open(&settings.database).await?;
@@ -70,34 +72,51 @@ async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
         .hive_token(settings.hive_token()?)
         .start()
         .await?;
-    let api = HttpApi::new(orchestrator.clone(), settings.access());
+    let access = settings.access();
+    let api = HttpApi::new(orchestrator.clone(), access.clone());
     let server = Server::start(listener, api)?;
     tracing::info!("listening on http://{address}");
-    let again = end_of_life().await?;
+    let mut ends = Ends::watch()?;
+    loop {
+        let reason = tokio::select! {
+            signal = ends.next() => signal,
+            hangup = hangups.next() => match hangup {
+                Hangup::Reload => {
+                    reload(&settings, &orchestrator, &access).await;
+                    continue;
+                }
+                Hangup::TerminalGone => "the terminal has gone",
+            },
+        };
+        tracing::info!("{reason}: finishing what runs, then stopping what this queen started");
+        break;
+    }
     let down = async {
         orchestrator.shutdown().await;
         server.finish().await;
     };
     tokio::select! {
         () = down => tracing::info!("shut down"),
-        () = again => tracing::warn!("a second signal: leaving at once"),
+        _ = ends.next() => tracing::warn!("a second signal: leaving at once"),
     }
     Ok(())
 }
 
-/// Waits for SIGTERM or SIGINT; returns a future that waits for one more.
-async fn end_of_life() -> Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut either = async move || {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
+/// Takes in what can change while the queen runs; a file that can't be read changes nothing.
+async fn reload(settings: &Settings, orchestrator: &Orchestrator, access: &Access) {
+    let config = match settings.read_again() {
+        Ok(Some(config)) => config,
+        Ok(None) => return tracing::info!("SIGHUP: there is no configuration file to read again"),
+        Err(error) => return tracing::error!("SIGHUP: nothing is changed: {error:#}"),
     };
-    let name = either().await;
-    tracing::info!("{name}: finishing what runs, then stopping what this queen started");
-    Ok(async move {
-        either().await;
-    })
+    match orchestrator.reload(&config).await {
+        Ok(()) => {
+            access.set_hosts(config.allowed_hosts);
+            tracing::info!(
+                "SIGHUP: aliases, tenants and allowed_hosts are read again; the rest of the \
+                 configuration takes a restart"
+            );
+        }
+        Err(error) => tracing::error!("SIGHUP: nothing is changed: {error}"),
+    }
 }

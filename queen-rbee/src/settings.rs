@@ -43,11 +43,13 @@ pub(crate) struct Settings {
     pub(crate) database: PathBuf,
     pub(crate) config: Config,
     token: Option<String>,
+    config_file: Option<PathBuf>,
 }
 
 impl Settings {
     pub(crate) fn read(flags: Flags) -> Result<Self> {
-        let config = flags.config.as_deref().map(Config::read).transpose()?;
+        let config_file = flags.config.map(std::path::absolute).transpose()?;
+        let config = config_file.as_deref().map(Config::read).transpose()?;
         let token = secret("QUEEN_TOKEN", flags.token_file.as_deref())?;
         ensure!(
             flags.bind.is_loopback() || token.is_some(),
@@ -59,7 +61,13 @@ impl Settings {
             database: std::path::absolute(flags.database)?,
             config: config.unwrap_or_default(),
             token,
+            config_file,
         })
+    }
+
+    /// Reads the configuration file again; none where none was given.
+    pub(crate) fn read_again(&self) -> Result<Option<Config>> {
+        Ok(self.config_file.as_deref().map(Config::read).transpose()?)
     }
 
     /// The token between queen and hives.

@@ -28,14 +28,19 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(aliases: &BTreeMap<String, String>) -> Self {
+        let mut names = Names::default();
+        names.configure(aliases);
+        names
+    }
+
+    /// Takes other aliases in place of those of the configuration.
+    pub(super) fn configure(&mut self, aliases: &BTreeMap<String, String>) {
         let configured = aliases.iter().filter_map(|(alias, name)| {
             let model = ModelRef::from_name(name).ok()?;
             Some((alias.clone(), model))
         });
-        Names {
-            configured: configured.collect(),
-            ..Names::default()
-        }
+        self.configured = configured.collect();
+        self.running.clear();
     }
 
     /// Learns the names of models that a hive has. Where two hives use an alias for different

@@ -1,7 +1,11 @@
 //! What tenants may do: entitlements, quotas, and jobs that are held back until these allow them.
 
+use std::collections::BTreeMap;
+
 use crate::config::QuotaPolicy;
-use crate::domain::{JobId, ModelRef, Narration, Now, Outcome, Tenant, TenantId, Usage};
+use crate::domain::{
+    JobId, ModelRef, Narration, Now, Outcome, Tenant, TenantId, TenantLimits, Usage,
+};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
@@ -12,6 +16,24 @@ use super::places::{QueuePlace, within_reason};
 use super::tenants::{Midnight, Over, to_midnight};
 
 impl Brain {
+    /// The tenants of the configuration, by name.
+    #[must_use]
+    pub fn configured_tenants(&self) -> &BTreeMap<String, TenantLimits> {
+        &self.config.tenants
+    }
+
+    /// Takes other aliases and tenants in place of those of the configuration; of tenants it makes use
+    /// with [`Brain::set_tenants`], which must follow.
+    pub fn configure(
+        &mut self,
+        aliases: &BTreeMap<String, String>,
+        tenants: &BTreeMap<String, TenantLimits>,
+    ) {
+        self.config.aliases.clone_from(aliases);
+        self.config.tenants.clone_from(tenants);
+        self.names.configure(aliases);
+    }
+
     /// Takes the tenants of the store in, beside those of the configuration (these win), with the
     /// tokens that tenants have used today (UTC). Called again when they have changed.
     pub fn set_tenants(

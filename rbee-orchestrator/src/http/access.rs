@@ -1,6 +1,7 @@
 //! Who may call.
 
 use std::net::Ipv6Addr;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::request::Parts;
@@ -19,7 +20,8 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 #[derive(Clone)]
 pub struct Access {
     token: Option<String>,
-    hosts: Vec<String>,
+    /// They can be changed while requests come in, by any of the clones.
+    hosts: Arc<RwLock<Vec<String>>>,
 }
 
 impl std::fmt::Debug for Access {
@@ -39,7 +41,7 @@ impl Access {
     pub fn token(token: impl Into<String>) -> Self {
         Access {
             token: Some(token.into()),
-            hosts: Vec::new(),
+            hosts: Arc::default(),
         }
     }
 
@@ -49,15 +51,20 @@ impl Access {
     pub fn loopback() -> Self {
         Access {
             token: None,
-            hosts: Vec::new(),
+            hosts: Arc::default(),
         }
     }
 
     /// More names by which this machine may be called.
     #[must_use]
-    pub fn hosts(mut self, hosts: Vec<String>) -> Self {
-        self.hosts = hosts;
+    pub fn hosts(self, hosts: Vec<String>) -> Self {
+        self.set_hosts(hosts);
         self
+    }
+
+    /// Takes other names in place of those it has, for all its clones.
+    pub fn set_hosts(&self, hosts: Vec<String>) {
+        *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
     /// Lets a caller in or not; says whether it showed the hives' token.
@@ -149,7 +156,8 @@ impl Access {
             };
             ours.is_some_and(|ours| ours.eq_ignore_ascii_case(name))
         };
-        let is_named = self.hosts.iter().any(is_name);
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        let is_named = hosts.iter().any(is_name);
         is_named.then_some(Ours::NamedByAdmin)
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Orchestrator;
+use crate::brain::Brain;
 use crate::config::Config;
 use crate::domain::{Tenant, TenantId, UnixMillis, UsageFilter, UsageRow};
 use crate::error::{Code, Error, Result};
@@ -34,12 +35,15 @@ pub(super) async fn known(store: &dyn Store) -> Result<Known> {
 }
 
 /// The tenants of the configuration.
-fn configured(config: &Config) -> impl Iterator<Item = Tenant> {
-    config.tenants.iter().filter_map(|(name, limits)| {
-        let id = TenantId::new(name).ok()?;
-        let limits = limits.clone();
-        Some(Tenant { id, limits })
-    })
+fn configured(brain: &Brain) -> impl Iterator<Item = Tenant> {
+    brain
+        .configured_tenants()
+        .iter()
+        .filter_map(|(name, limits)| {
+            let id = TenantId::new(name).ok()?;
+            let limits = limits.clone();
+            Some(Tenant { id, limits })
+        })
 }
 
 impl Orchestrator {
@@ -48,7 +52,7 @@ impl Orchestrator {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn tenants(&self) -> Result<Vec<Tenant>> {
-        let mut all: Vec<Tenant> = configured(&self.driver.config).collect();
+        let mut all: Vec<Tenant> = self.driver.look(|brain, _| configured(brain).collect());
         let stored = self.driver.store.tenants().await?;
         for tenant in stored {
             if !all.iter().any(|known| known.id == tenant.id) {
@@ -96,6 +100,24 @@ impl Orchestrator {
         .await
     }
 
+    /// Takes the aliases and tenants of another configuration in place of those it has; all else stays
+    /// as it was at the start, in [`Orchestrator::config`] too. What waits or runs goes on as it was
+    /// taken in, its tenant's limits apart.
+    ///
+    /// # Errors
+    /// Those of [`Config::check`], and `STORE_FAILED`; nothing has changed then.
+    pub async fn reload(&self, config: &Config) -> Result<()> {
+        config.check()?;
+        let _alone = self.driver.tenants.lock().await;
+        // Asked before anything changes.
+        let Known { stored, used_today } = known(self.driver.store.as_ref()).await?;
+        self.driver.decide(|brain, now, out| {
+            brain.configure(&config.aliases, &config.tenants);
+            brain.set_tenants(now, stored, &used_today, out);
+        });
+        Ok(())
+    }
+
     /// What was used, by day, tenant and model.
     ///
     /// # Errors
@@ -105,11 +127,12 @@ impl Orchestrator {
     }
 
     fn check_is_stored(&self, id: &TenantId) -> Result<()> {
-        if !self.driver.config.tenants.contains_key(id.as_str()) {
+        let is_configured = |brain: &Brain| brain.configured_tenants().contains_key(id.as_str());
+        if !self.driver.look(|brain, _| is_configured(brain)) {
             return Ok(());
         }
         let message = format!(
-            "tenant {id} is in the configuration file, which wins: change it there and restart"
+            "tenant {id} is in the configuration file, which wins: change it there and reload it"
         );
         Err(Error::new(Code::Conflict, message))
     }
