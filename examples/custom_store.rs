@@ -106,8 +106,8 @@ impl<S: Store> Store for Audited<S> {
         self.0.usage(filter).await
     }
 
-    async fn recover(&self, owner: Uuid, at: UnixMillis, max: Attempt) -> RbeeResult<Recovered> {
-        self.0.recover(owner, at, max).await
+    async fn recover(&self, owner: Uuid, at: UnixMillis) -> RbeeResult<Recovered> {
+        self.0.recover(owner, at).await
     }
 
     async fn purge(&self, before: UnixMillis, now: UnixMillis, limit: usize) -> RbeeResult<u64> {

@@ -1,7 +1,7 @@
 //! What the database keeps, over kills, and for how long.
 
 use rbee_tests::harness::events::assert_task_completed;
-use rbee_tests::harness::{Home, Launch, StubEngine, eventually};
+use rbee_tests::harness::{Home, Launch, Queen, StubEngine, eventually};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -77,6 +77,64 @@ fn an_attempt_of_which_a_token_was_relayed_is_not_given_out_again() {
     // A reader may have its first words: those of the next attempt are others.
     assert_eq!(ended["attempts"], 2, "{ended}");
     assert_eq!(stub.count("requests"), 2);
+}
+
+#[test]
+fn tasks_outlive_a_worker_that_is_away_for_longer_than_their_attempts_last() {
+    let home = Home::new();
+    let stub = home.stub(&["--words"]);
+    let launch = launch(&home, &stub)
+        .config("hives.check_interval = \"200ms\"")
+        .config("retry.backoff_first = \"10ms\"")
+        .config("retry.backoff_max = \"50ms\"");
+    let queen = launch.start();
+    let warm = queen.submit(&task(1));
+    queen.assert_task_ends(&warm, "complete");
+    let port = stub.port().to_string();
+    drop(stub);
+    // Before and after the queen knows that the worker is away.
+    let ids: Vec<String> = (1..=6).map(|tokens| queen.submit(&task(tokens))).collect();
+    let waits_for = |queen: &Queen, id: &str| {
+        let task = queen.task(id);
+        let waits_for = task["waits_for"].as_str().unwrap_or_default();
+        waits_for.contains("does not answer its health check")
+    };
+    eventually(
+        "they are told for what they wait",
+        Duration::from_secs(10),
+        || ids.iter().all(|id| waits_for(&queen, id)),
+    );
+    queen.kill();
+    let queen = launch.start();
+    eventually(
+        "those of the last life as well",
+        Duration::from_secs(10),
+        || ids.iter().all(|id| waits_for(&queen, id)),
+    );
+    let _stub = home.stub(&["--words", "--port", &port]);
+    for (id, tokens) in ids.iter().zip(1..) {
+        let ended = queen.assert_task_ends(id, "complete");
+        assert_eq!(ended["tokens_out"], tokens, "{ended}");
+    }
+}
+
+#[test]
+fn back_pressure_before_a_kill_is_no_failure() {
+    let home = Home::new();
+    let stub = home.stub(&["--words", "--itl-ms", "50"]);
+    let launch = launch(&home, &stub).config("retry.attempts_async = 2");
+    let queen = launch.start();
+    stub.control("fault=status_503=1&fault_times=4")
+        .expect("it takes it");
+    let id = queen.submit(&task(20));
+    eventually("it runs at last", Duration::from_secs(30), || {
+        let task = queen.task(&id);
+        task["attempts"] == 5 && task["state"] == "running"
+    });
+    queen.kill();
+    let queen = launch.start();
+    let ended = queen.assert_task_ends(&id, "complete");
+    assert_eq!(ended["attempts"], 6, "{ended}");
 }
 
 #[test]

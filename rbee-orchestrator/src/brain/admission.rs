@@ -13,7 +13,7 @@ use super::event::{Action, JobRequest};
 use super::job::{Job, NEVER, Phase};
 use super::jobs::out_of_time;
 use super::names::Meaning;
-use super::queue::GroupKey;
+use super::queue::{Group, GroupKey, Waits};
 
 /// A request that may come in, with what was found out about it.
 struct Admitted {
@@ -123,11 +123,6 @@ impl Brain {
         self.enter(now, request, key, false);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.limited = false;
-            job.recovered = true;
-            // Attempts count as failures, but one more is always tried: some of them may only have
-            // met back-pressure.
-            let most = self.config.retry.attempts_async.saturating_sub(1);
-            job.failures = job.attempt.min(most);
         }
         // A clock that was set back meanwhile makes no pause longer than any may be.
         let pause = not_before.map(|at| at.since(now.wall));
@@ -174,7 +169,9 @@ impl Brain {
         held: bool,
         out: &mut Vec<Action>,
     ) -> Result<Option<Placement>> {
-        let first = self.queue.group(key).is_none();
+        // Those who wait for a place say nothing of whether there is one for somebody who can't.
+        let group = self.queue.group(key);
+        let first = group.is_none_or(|group| matches!(group.waits, Waits::Place(_)));
         let placement = first.then(|| self.place(now, key));
         match placement {
             Some(Placement::Reject(error)) => return Err(error),
@@ -228,9 +225,8 @@ impl Brain {
             class: request.priority,
             returned: false,
             attempt: request.attempts,
-            failures: 0,
+            failures: request.failures,
             past: None,
-            recovered: false,
             ticket: Ticket::default(),
             phase: Phase::Waiting,
             cut_short: None,
@@ -278,7 +274,11 @@ impl Brain {
             Err(_) => {}
         }
         let key = job.key.clone();
-        let places = !self.draining && self.queue.group(&key).is_none();
+        let waits_for_place = |group: &Group| matches!(group.waits, Waits::Place(_));
+        let asynchronous = job.request.asynchronous;
+        let group = self.queue.group(&key);
+        let looks = group.is_none_or(|group| !asynchronous && waits_for_place(group));
+        let places = !self.draining && looks;
         let placement = places.then(|| self.place(now, &key));
         self.begin(now, id, tentative, placement, out);
     }

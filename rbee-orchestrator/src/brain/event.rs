@@ -40,6 +40,8 @@ pub struct JobRequest {
     pub asynchronous: bool,
     /// Its dispatches in an earlier life of the queen.
     pub attempts: Attempt,
+    /// Those of them that failed by a worker's fault.
+    pub failures: u32,
     /// When it was submitted.
     pub submitted_at: UnixMillis,
     /// When it may be dispatched again, after an attempt that failed in an earlier life.
@@ -61,6 +63,8 @@ pub enum Blame {
     /// The queen: she is out of descriptors, memory or ports, and another attempt may do better when
     /// she is not.
     Queen,
+    /// The worker, which could not be reached: nothing of the request was seen by it.
+    Unreached,
     /// Nobody: the worker has too much to do, and may have said when to come back.
     Load(Option<Duration>),
 }
@@ -294,6 +298,8 @@ pub enum Action {
         job: JobId,
         /// The attempt that failed.
         attempt: Attempt,
+        /// Whether it counts as a failure of the job.
+        failed: bool,
         /// Not to be dispatched before.
         not_before: Option<UnixMillis>,
         /// Why it failed.

@@ -62,7 +62,7 @@ impl Brain {
         let not_found = self.hive_not_found(id).param("node");
         let only_there = |group: &Group| group.key.constraints.hive.as_ref() == Some(id);
         for key in self.queue.keys(only_there) {
-            self.end_group(now, &key, &not_found, out);
+            self.no_place(now, &key, &not_found, out);
         }
         self.lose_workers_of(now, id, "was removed", out);
         self.pump_all(now, out);

@@ -10,7 +10,7 @@ use crate::error::Error;
 
 use super::Brain;
 use super::breaker::Ticket;
-use super::event::JobRequest;
+use super::event::{Blame, JobRequest};
 use super::queue::{Entry, GroupKey};
 
 /// A time that does not come.
@@ -43,6 +43,8 @@ pub(super) enum Due {
     Reopen(WorkerId),
     /// A worker that had too much to do has had time to get on.
     Unpause(WorkerId),
+    /// Those who wait for a place for a model are placed anew: a failure was remembered for as long.
+    Look(ModelRef),
     /// A hive that ended is started again.
     Restart(HiveId),
     /// A hive that was lost again and again has been steady for long enough.
@@ -60,12 +62,10 @@ pub(super) struct Job {
     /// Whether it had its turn and came back.
     pub(super) returned: bool,
     pub(super) attempt: Attempt,
-    /// Attempts that failed by a worker's fault.
+    /// Attempts that failed by a worker's fault, in earlier lives too.
     pub(super) failures: u32,
     /// What came of the last attempt, if it waits for another.
     pub(super) past: Option<Box<Past>>,
-    /// Whether an earlier life left it.
-    pub(super) recovered: bool,
     /// What its running attempt tells its worker's breaker by.
     pub(super) ticket: Ticket,
     pub(super) phase: Phase,
@@ -102,10 +102,8 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Past {
     pub(super) error: Error,
-    /// Whether the worker had too much to do.
-    pub(super) pressed: bool,
-    /// Whether the queen's own trouble kept it from its worker.
-    pub(super) is_unserved: bool,
+    /// Who was to blame.
+    pub(super) blame: Blame,
 }
 
 /// Where a job is.
@@ -178,6 +176,7 @@ impl Job {
             key: &self.key,
             class: self.class,
             returned: self.returned,
+            asynchronous: self.request.asynchronous,
             tenant: &self.request.tenant,
             session: &self.request.session,
             cost: self.request.tokens,

@@ -8,7 +8,7 @@ use crate::error::{Code, Error};
 use super::Brain;
 use super::event::{Action, Aftermath, Blame, Report};
 use super::job::{Due, Job, Phase};
-use super::queue::{Group, GroupKey, Waits};
+use super::queue::Waits;
 use super::retry::Sequel;
 
 /// A model that loads is worth asking for again after this long.
@@ -86,7 +86,10 @@ impl Brain {
         job.slot_time += held;
         job.inference_time += report.inference;
         let (model, ticket, until) = (job.key.model.clone(), job.ticket, job.run_until);
-        if !matches!(report.blame, Blame::Load(_) | Blame::Queen) {
+        if !matches!(
+            report.blame,
+            Blame::Load(_) | Blame::Queen | Blame::Unreached
+        ) {
             self.rates.note(&model, held);
         }
         self.judge(now, worker, lease, ticket, &report);
@@ -95,7 +98,7 @@ impl Brain {
         match report.outcome {
             Outcome::Failed(error) if sequel != Sequel::End => {
                 let since = out.len();
-                self.requeue(now, id, worker, error, sequel, out);
+                self.requeue(now, id, worker, (error, report.blame), sequel, out);
                 if sequel == Sequel::AtOnce
                     && aftermath != Aftermath::Suspect
                     && self.has_lease(worker, lease)
@@ -215,20 +218,6 @@ impl Brain {
         });
     }
 
-    pub(super) fn end_group(
-        &mut self,
-        now: Now,
-        key: &GroupKey,
-        error: &Error,
-        out: &mut Vec<Action>,
-    ) {
-        let group = self.queue.group(key);
-        let jobs: Vec<JobId> = group.into_iter().flat_map(Group::jobs).collect();
-        for id in jobs {
-            self.no_place(now, id, error, out);
-        }
-    }
-
     pub(super) fn cancel(&mut self, now: Now, id: JobId, error: Error, out: &mut Vec<Action>) {
         self.end(now, id, Outcome::Cancelled(error), out);
     }
@@ -243,6 +232,10 @@ impl Brain {
         }
         let waited = humantime(job.request.queue_timeout);
         let error = match self.queue.group(&job.key).map(|group| &group.waits) {
+            Some(Waits::Place(why)) => Error {
+                message: format!("there was no place within {waited}: {}", why.message),
+                ..Error::clone(why)
+            },
             Some(Waits::Fetch(hive)) => Error::new(
                 Code::ModelLoading,
                 format!(

@@ -19,6 +19,7 @@ mod jobs;
 mod leases;
 mod limiter;
 mod names;
+mod no_place;
 mod places;
 mod placing;
 mod provisioning;
@@ -38,7 +39,7 @@ mod watch;
 mod window;
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use crate::config::Config;
@@ -87,6 +88,8 @@ pub struct Brain {
     room: Room,
     /// Models whose waiting jobs are about to be told their places, and when.
     telling: HashMap<ModelRef, Mono>,
+    /// Models for which a place is looked for again soon.
+    looks: HashSet<ModelRef>,
     rates: Rates,
     tenants: Tenants,
     /// When a new day begins, while somebody waits for it.
@@ -137,6 +140,7 @@ impl Brain {
             queue: Queue::default(),
             room: Room::default(),
             telling: HashMap::new(),
+            looks: HashSet::new(),
             rates: Rates::default(),
             tenants: Tenants::new(&config.tenants),
             midnight: None,
@@ -359,6 +363,7 @@ impl Brain {
                 Due::Held(tenant) => self.release_held(now, &tenant, out),
                 Due::Midnight => self.at_midnight(now, out),
                 Due::Places(model) => self.tell_places(&model, out),
+                Due::Look(model) => self.look(now, &model, out),
                 Due::Load(worker) => self.load_timed_out(now, &worker, out),
                 Due::Abandoned(worker) => self.stop_what_nobody_waits_for(now, &worker, out),
                 Due::Reopen(worker) => self.reopen(now, &worker, out),

@@ -58,6 +58,19 @@ impl Brain {
         Some(self.place_at(&waiting.key, position))
     }
 
+    /// What a job waits for, in words, where it is more than a free slot.
+    #[must_use]
+    pub fn waits_for(&self, job: JobId) -> Option<&str> {
+        let waiting = self.jobs.get(&job)?;
+        if waiting.phase == Phase::Backoff {
+            return Some("Waiting until an attempt that failed is tried again");
+        }
+        let group = self.queue.group(&waiting.key)?;
+        let narration = group.narration.as_ref();
+        let narration = narration.filter(|_| waiting.phase == Phase::Waiting);
+        narration.map(|narration| narration.human.as_str())
+    }
+
     fn place_at(&self, key: &GroupKey, position: usize) -> QueuePlace {
         let slots = self.slots(key);
         QueuePlace {

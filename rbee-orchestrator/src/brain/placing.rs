@@ -81,7 +81,7 @@ impl Brain {
             }
             Placement::Provision { hive } => self.provision(now, key, &hive, out),
             Placement::Wait => self.note_what_is_waited_for(now, key, out),
-            Placement::Reject(error) => self.end_group(now, key, &error, out),
+            Placement::Reject(error) => self.no_place(now, key, &error, out),
         }
     }
 

@@ -11,8 +11,7 @@ use super::job::{Due, Past, Phase};
 use super::places::within_reason;
 use super::window::Window;
 
-/// The least pause where nothing was dispatched, so that a brain that has no place for a job does
-/// not turn in circles.
+/// The least pause where the budget allows no retry, so that the brain does not turn in circles.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The longest pause after trouble of the queen's own.
@@ -35,10 +34,8 @@ pub(super) enum Sequel {
     AtOnce,
     /// Another one, after a pause.
     After(Duration),
-    /// Another one, which does not count: the worker had too much to do.
-    Pressed,
-    /// Another one, after a pause, which does not count: nothing was tried, by the queen's own fault.
-    Unserved(Duration),
+    /// Another one, at once or after a pause: this one was no failure of the job.
+    Uncounted(Option<Duration>),
 }
 
 impl Brain {
@@ -83,20 +80,24 @@ impl Brain {
         let failures = job.failures + 1;
         match report.blame {
             Blame::Request => Sequel::End,
-            Blame::Load(_) => Sequel::Pressed,
+            Blame::Load(_) => Sequel::Uncounted(None),
             Blame::Queen => {
                 // A client who waits waits no longer for her than for a worker.
                 let waited = now.wall.since(job.request.submitted_at);
                 match asynchronous || waited < job.request.queue_timeout {
-                    true => Sequel::Unserved(SHORTEST_BACKOFF + self.chance.up_to(OWN_PAUSE)),
+                    true => {
+                        let pause = SHORTEST_BACKOFF + self.chance.up_to(OWN_PAUSE);
+                        Sequel::Uncounted(Some(pause))
+                    }
                     false => Sequel::End,
                 }
             }
+            Blame::Unreached if asynchronous => Sequel::Uncounted(None),
             Blame::Worker if asynchronous => match failures < self.config.retry.attempts_async {
                 true => Sequel::After(self.backoff(failures)),
                 false => Sequel::End,
             },
-            Blame::Worker => {
+            Blame::Worker | Blame::Unreached => {
                 let left = failures < self.config.retry.attempts_interactive;
                 match left && self.may_retry(now) {
                     true => Sequel::AtOnce,
@@ -120,35 +121,32 @@ impl Brain {
         now: Now,
         id: JobId,
         worker: &WorkerId,
-        error: Error,
+        (error, blame): (Error, Blame),
         sequel: Sequel,
         out: &mut Vec<Action>,
     ) {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
-        let pressed = sequel == Sequel::Pressed;
-        let is_unserved = matches!(sequel, Sequel::Unserved(_));
-        if !pressed && !is_unserved {
+        let counts = !matches!(sequel, Sequel::Uncounted(_));
+        if counts {
             job.failures += 1;
             job.key.avoid = Some(worker.clone());
         }
         job.returned = true;
         let delay = match sequel {
-            Sequel::After(delay) | Sequel::Unserved(delay) => Some(delay),
+            Sequel::After(delay) => Some(delay),
+            Sequel::Uncounted(delay) => delay,
             _ => None,
         };
         out.push(Action::Requeue {
             job: id,
             attempt: job.attempt,
+            failed: counts,
             not_before: delay.map(|delay| now.wall + delay),
             error: error.clone(),
         });
-        job.past = Some(Box::new(Past {
-            error,
-            pressed,
-            is_unserved,
-        }));
+        job.past = Some(Box::new(Past { error, blame }));
         match delay {
             Some(delay) => self.back_off(now, id, delay),
             None => self.enqueue(now, id, false),
@@ -188,7 +186,8 @@ impl Brain {
         };
         let failures = job.failures;
         // What has not been tried is not tried again.
-        let is_first_try = job.past.as_ref().is_some_and(|past| past.is_unserved);
+        let past = job.past.as_ref();
+        let is_first_try = past.is_some_and(|past| past.blame == Blame::Queen);
         match is_first_try || self.may_retry(now) {
             true => self.start(now, id, out),
             false => {
@@ -198,37 +197,12 @@ impl Brain {
         }
     }
 
-    /// There is no place for a job that waits. An asynchronous one may find one later, which counts
-    /// as a failure; the client of another gets an answer.
-    pub(super) fn no_place(&mut self, now: Now, id: JobId, error: &Error, out: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get(&id) else {
-            return;
-        };
-        if job.request.asynchronous && self.draining {
-            // It is left to the next life.
-            return;
-        }
-        // Hives may not have said yet what an earlier life knew.
-        let may_pass = job.recovered || matches!(error.code.status(), 502 | 503);
-        let failures = job.failures + 1;
-        if job.request.asynchronous && may_pass && failures < self.config.retry.attempts_async {
-            let least = error.retry_after.unwrap_or_default();
-            let delay = self.backoff(failures).max(least).max(SHORTEST_BACKOFF);
-            self.leave_line(now, id);
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.failures = failures;
-            }
-            return self.back_off(now, id, delay);
-        }
-        self.end_in_vain(now, id, error.clone(), out);
-    }
-
     /// Ends a job that waits and gets no worker. If it had one before, what happened there says
     /// more to its client.
     pub(super) fn end_in_vain(&mut self, now: Now, id: JobId, error: Error, out: &mut Vec<Action>) {
         let past = self.jobs.get(&id).and_then(|job| job.past.as_deref());
         let error = match past {
-            Some(past) if past.pressed => Error::new(
+            Some(past) if matches!(past.blame, Blame::Load(_)) => Error::new(
                 Code::NoCapacity,
                 format!(
                     "every worker with the model had too much to do: {}",

@@ -305,7 +305,7 @@ impl Brain {
     }
 
     /// Tells the jobs of a group what happens, unless they were told the same last.
-    fn tell_group(
+    pub(super) fn tell_group(
         &mut self,
         key: &GroupKey,
         waits: Waits,

@@ -237,7 +237,7 @@ impl Brain {
     ) {
         let waits = Waits::Load(id.clone());
         for key in self.queue.keys(|group| group.waits == waits) {
-            self.end_group(now, &key, &could_not_load(&key.model, error), out);
+            self.no_place(now, &key, &could_not_load(&key.model, error), out);
         }
     }
 

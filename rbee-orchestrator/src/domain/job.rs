@@ -226,6 +226,8 @@ pub struct JobRecord {
     pub state: JobState,
     /// Dispatches so far.
     pub attempt: Attempt,
+    /// Those of them that failed by their workers' fault.
+    pub failures: u32,
     /// Where the newest attempt ran.
     pub placed: Option<PlacedOn>,
     /// When it was submitted.
@@ -270,6 +272,7 @@ impl JobRecord {
             owner: uuid::Uuid::nil(),
             state: JobState::Queued,
             attempt: 0,
+            failures: 0,
             placed: None,
             submitted_at: at,
             started_at: None,
@@ -302,10 +305,16 @@ impl JobRecord {
 
     /// Notes that its running attempt is void and that it waits again, not to be dispatched before
     /// then. Says whether it counted: only the newest attempt of a running job is given up.
-    pub fn requeue(&mut self, attempt: Attempt, not_before: Option<UnixMillis>) -> bool {
+    pub fn requeue(
+        &mut self,
+        attempt: Attempt,
+        failed: bool,
+        not_before: Option<UnixMillis>,
+    ) -> bool {
         let wins = self.state == JobState::Running && attempt == self.attempt;
         if wins {
             self.state = JobState::Queued;
+            self.failures += u32::from(failed);
             self.not_before = not_before;
         }
         wins

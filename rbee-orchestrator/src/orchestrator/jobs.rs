@@ -218,6 +218,14 @@ impl Orchestrator {
         self.driver.look(|brain, _| brain.queue_place(job))
     }
 
+    /// What a job waits for, in words, where it is more than a free slot: a machine that starts, a
+    /// model that loads, or why there is no place for it now.
+    #[must_use]
+    pub fn waits_for(&self, job: JobId) -> Option<String> {
+        self.driver
+            .look(|brain, _| brain.waits_for(job).map(str::to_owned))
+    }
+
     /// The model that a name means now.
     ///
     /// # Errors

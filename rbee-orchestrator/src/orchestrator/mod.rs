@@ -141,8 +141,7 @@ impl Builder {
             .store
             .unwrap_or_else(|| Arc::new(MemoryStore::default()));
         let owner = Uuid::new_v4();
-        let attempts = self.config.retry.attempts_async;
-        let recovered = store.recover(owner, UnixMillis::now(), attempts).await?;
+        let recovered = store.recover(owner, UnixMillis::now()).await?;
         if recovered.interrupted > 0 {
             tracing::warn!(
                 jobs = recovered.interrupted,

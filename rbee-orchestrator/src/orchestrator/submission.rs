@@ -116,6 +116,7 @@ impl Orchestrator {
             deadline: options.deadline,
             asynchronous,
             attempts: 0,
+            failures: 0,
             submitted_at: at,
             not_before: None,
             bytes,
@@ -168,6 +169,7 @@ impl Orchestrator {
         }
         draft.request.id = record.id;
         draft.request.attempts = record.attempt;
+        draft.request.failures = record.failures;
         draft.request.submitted_at = record.submitted_at;
         draft.request.not_before = record.not_before;
         draft.call.job = record.id;

@@ -11,6 +11,7 @@ use foldhash::fast::FixedState;
 use http::StatusCode;
 
 use super::connection::{Connection, Head, SendError};
+use crate::brain::Blame;
 use crate::config::Config;
 use crate::domain::{JobId, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
@@ -58,8 +59,8 @@ pub(crate) struct NoAnswer {
     pub(crate) error: Error,
     /// Whether the worker may be gone.
     pub(crate) suspect: bool,
-    /// Whether the queen is to blame, and not the worker.
-    pub(crate) ours: bool,
+    /// Who is to blame, as far as can be told here.
+    pub(crate) blame: Blame,
 }
 
 impl Pool {
@@ -134,7 +135,7 @@ impl Pool {
                 format!("worker {} could not be reached: {why}", worker.id),
             ),
             suspect: true,
-            ours: false,
+            blame: Blame::Unreached,
         };
         let connect = self.connector.connect(worker);
         let stream = match tokio::time::timeout(self.connect_timeout, connect).await {
@@ -149,7 +150,7 @@ impl Pool {
                     return Err(NoAnswer {
                         error,
                         suspect: false,
-                        ours: true,
+                        blame: Blame::Queen,
                     });
                 }
                 None => return Err(failed(Code::WorkerFailed, error.to_string())),
@@ -175,7 +176,7 @@ impl Pool {
         );
         match self.ask(worker, &head, time_out).await {
             Ok(status) => Some(status.is_success()),
-            Err(Some(none)) if none.ours => None,
+            Err(Some(none)) if none.blame == Blame::Queen => None,
             Err(_) => Some(false),
         }
     }
@@ -258,7 +259,7 @@ fn invalid(worker: &WorkerSpec, why: &str) -> NoAnswer {
     NoAnswer {
         error: Error::new(Code::UpstreamInvalid, message),
         suspect: false,
-        ours: false,
+        blame: Blame::Worker,
     }
 }
 
@@ -270,6 +271,6 @@ fn closed(worker: &WorkerSpec, why: &str) -> NoAnswer {
     NoAnswer {
         error: Error::new(Code::WorkerFailed, message),
         suspect: true,
-        ours: false,
+        blame: Blame::Worker,
     }
 }

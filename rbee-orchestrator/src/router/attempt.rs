@@ -83,10 +83,7 @@ impl Failure {
 impl From<NoAnswer> for Failure {
     fn from(none: NoAnswer) -> Self {
         Failure {
-            blame: match none.ours {
-                true => Blame::Queen,
-                false => Blame::Worker,
-            },
+            blame: none.blame,
             suspect: none.suspect,
             error: none.error,
         }

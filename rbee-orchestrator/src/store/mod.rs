@@ -130,16 +130,11 @@ pub trait Store: Send + Sync + 'static {
     /// Takes over after a crash what has not ended and whose owner is another than `owner`. To be
     /// called only when that owner is known to be gone.
     ///
-    /// Asynchronous jobs wait again, with `owner`: their attempts count on, those that waited keep
-    /// the time before which they may not be dispatched. Jobs of a connection, asynchronous ones
-    /// that ran their last attempt of `max_attempts`, and those whose request is not kept end as
-    /// failed with `INTERRUPTED`, and what the attempt used that was cut off is not counted.
-    async fn recover(
-        &self,
-        owner: Uuid,
-        at: UnixMillis,
-        max_attempts: Attempt,
-    ) -> Result<Recovered>;
+    /// Asynchronous jobs wait again, with `owner`: their attempts and failures count on, those that
+    /// waited keep the time before which they may not be dispatched. An attempt that was cut off is
+    /// no failure. Jobs of a connection, and those whose request is not kept, end as failed with
+    /// `INTERRUPTED`, and what the attempt used that was cut off is not counted.
+    async fn recover(&self, owner: Uuid, at: UnixMillis) -> Result<Recovered>;
 
     /// Deletes jobs, with their requests, that were submitted and ended before `ended_before`, and
     /// keys that have expired; at most `limit` of each. Returns how many jobs and keys; as long as

@@ -34,6 +34,8 @@ pub enum JobChange {
         job: JobId,
         /// The attempt that is void.
         attempt: Attempt,
+        /// Whether that counts as a failure: an attempt may be given up for other reasons.
+        failed: bool,
         /// When it may be dispatched again; `None` means at once.
         not_before: Option<UnixMillis>,
     },
@@ -103,7 +105,7 @@ pub(super) fn interrupted(at: UnixMillis) -> Ending {
 
 /// Gives an open job to a new owner, with whom it waits.
 pub(super) fn take_over(job: &mut JobRecord, owner: Uuid) {
-    job.requeue(job.attempt, None);
+    job.requeue(job.attempt, false, None);
     job.owner = owner;
 }
 

@@ -5,7 +5,6 @@ use rbee_orchestrator::domain::Constraints;
 use rbee_orchestrator::error::{Code, Error};
 
 use crate::parts::{BIG, SMOL, device, failed, on_disk, report, secs, seen, spec, worker};
-use crate::two_steps::asynchronous;
 use crate::world::World;
 
 #[test]
@@ -211,21 +210,6 @@ fn an_order_does_not_mind_that_the_load_failed_and_its_success_is_a_new_beginnin
     let next = world.submit(SMOL);
     assert!(world.is_open(next));
     assert_eq!(world.spawns().len(), 3);
-}
-
-#[test]
-fn an_asynchronous_job_outlives_loads_that_fail_as_long_as_it_has_attempts_left() {
-    let mut world = World::with_hive();
-    let job = world.submit_with(SMOL, asynchronous);
-    for round in 1..=5 {
-        assert!(world.is_open(job), "{round}");
-        assert_eq!(world.spawns().len(), round);
-        let id = world.spawns()[round - 1].1.id.clone();
-        world.answer_spawn(&id, Err(failed("the engine exited with 1")));
-        world.pass(secs(16));
-    }
-    assert_eq!(world.code(job), "WORKER_FAILED");
-    assert!(world.requeues(job).is_empty(), "it never ran");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod fleet;
 mod health;
 mod loading;
 mod minutes;
+mod no_place;
 mod odd_schedulers;
 mod parts;
 mod placement;

@@ -184,11 +184,11 @@ fn pauses_are_spread_and_the_same_seed_gives_the_same_ones() {
 }
 
 #[test]
-fn a_pause_of_an_earlier_life_holds_on_and_its_attempts_count() {
+fn a_pause_of_an_earlier_life_holds_on_and_its_failures_count() {
     let (mut world, _) = World::with_smol(1);
     let mut request = world.request(SMOL);
     asynchronous(&mut request);
-    request.attempts = 4;
+    (request.attempts, request.failures) = (9, 4);
     request.not_before = Some(world.now.wall + secs(30));
     let job = request.id;
     world.tell(Event::Recover(Box::new(request)));
@@ -196,7 +196,7 @@ fn a_pause_of_an_earlier_life_holds_on_and_its_attempts_count() {
     assert_eq!(world.runs_on(job), None);
     assert_eq!(world.brain.tally().backing_off, 1);
     world.pass(secs(1));
-    assert_eq!(world.attempts(job), [5]);
+    assert_eq!(world.attempts(job), [10]);
     world.fail(job, Blame::Worker);
     assert_eq!(world.code(job), "WORKER_FAILED", "that was the last");
 }

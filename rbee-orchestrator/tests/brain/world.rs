@@ -307,6 +307,7 @@ impl World {
             deadline: None,
             asynchronous: false,
             attempts: 0,
+            failures: 0,
             submitted_at: self.now.wall,
             not_before: None,
             bytes: 100,

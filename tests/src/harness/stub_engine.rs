@@ -46,14 +46,17 @@ impl Deref for StubEngine {
 const LISTENING: &str = "stub-engine: listening on 127.0.0.1:";
 
 impl StubEngine {
-    /// Starts `program` with `args` on a port that the system chooses; its output goes to a file
-    /// in `dir`.
+    /// Starts `program` with `args` on a port that the system chooses, unless `--port` is one of them; its
+    /// output goes to a file in `dir`.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn start(program: &Path, args: &[&str], dir: &Path) -> Result<Self> {
         let mut command = Command::new(program);
-        command.args(["--port", "0"]).args(args);
+        if !args.contains(&"--port") {
+            command.args(["--port", "0"]);
+        }
+        command.args(args);
         let log = tempfile::Builder::new()
             .prefix("stub-engine-")
             .suffix(".log")

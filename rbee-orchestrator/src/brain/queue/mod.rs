@@ -9,6 +9,7 @@ use crate::domain::{
 };
 
 use super::event::JobRequest;
+use crate::error::Error;
 use crate::scheduler::PlacementRequest;
 use flows::{Flows, Pick};
 
@@ -47,11 +48,13 @@ impl GroupKey {
 pub(super) type GroupId = u32;
 
 /// What a group waits for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) enum Waits {
     /// A free slot.
     #[default]
     Slot,
+    /// A place: there is none now. Only jobs that outlive their connections wait for one.
+    Place(Box<Error>),
     /// A hive that starts.
     Hive(HiveId),
     /// A hive that fetches the model.
@@ -75,6 +78,8 @@ pub(super) struct Entry<'a> {
     pub(super) class: Priority,
     /// Whether it had its turn and came back: it comes before the others of its class.
     pub(super) returned: bool,
+    /// Whether it outlives its connection, and so can wait for whatever time it takes.
+    pub(super) asynchronous: bool,
     pub(super) tenant: &'a TenantId,
     pub(super) session: &'a Option<SessionId>,
     /// What it counts for in its tenant's share, in tokens.
@@ -90,6 +95,8 @@ pub(super) struct Group {
     pub(super) waits: Waits,
     /// What was told last; a job that comes later is told the same.
     pub(super) narration: Option<Narration>,
+    /// Whether all of its jobs outlive their connections.
+    pub(super) patient: bool,
     /// Whether some of its names may come to mean another model.
     pub(super) tentative: bool,
 }
@@ -185,9 +192,11 @@ impl Line {
             jobs: BTreeSet::new(),
             waits: Waits::default(),
             narration: None,
+            patient: true,
             tentative: false,
         });
         group.jobs.insert((entry.class, entry.job));
+        group.patient &= entry.asynchronous;
         group
     }
 

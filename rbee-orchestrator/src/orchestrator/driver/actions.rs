@@ -19,6 +19,7 @@ impl Driver {
             Action::Requeue {
                 job,
                 attempt,
+                failed,
                 not_before,
                 error,
             } => {
@@ -26,6 +27,7 @@ impl Driver {
                 self.store.record(JobChange::Requeued {
                     job,
                     attempt,
+                    failed,
                     not_before,
                 });
                 if let Some(flow) = core.flows.get(&job) {

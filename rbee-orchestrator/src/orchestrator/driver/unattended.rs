@@ -101,6 +101,7 @@ impl Driver {
                 self.store.record(JobChange::Requeued {
                     job,
                     attempt,
+                    failed: false,
                     not_before: None,
                 });
             }

@@ -133,13 +133,8 @@ impl Store for MemoryStore {
         Ok(self.tables().usage(filter))
     }
 
-    async fn recover(
-        &self,
-        owner: Uuid,
-        at: UnixMillis,
-        max_attempts: Attempt,
-    ) -> Result<Recovered> {
-        Ok(self.tables().recover(owner, at, max_attempts))
+    async fn recover(&self, owner: Uuid, at: UnixMillis) -> Result<Recovered> {
+        Ok(self.tables().recover(owner, at))
     }
 
     async fn purge(&self, ended_before: UnixMillis, now: UnixMillis, limit: usize) -> Result<u64> {

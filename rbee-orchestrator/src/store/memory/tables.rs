@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::super::steps::{compare, interrupted, take_over};
 use super::super::{JobChange, Recovered, Submission, Submitted};
 use crate::domain::{
-    Attempt, Ending, HiveId, HiveRecord, JobId, JobRecord, JobState, ModelRef, Tenant, TenantId,
-    UnixMillis, UsageFilter, UsageRow,
+    Attempt, Ending, HiveId, HiveRecord, JobId, JobRecord, ModelRef, Tenant, TenantId, UnixMillis,
+    UsageFilter, UsageRow,
 };
 
 /// Sums that are kept: of the oldest days those beyond are dropped.
@@ -67,10 +67,11 @@ impl Tables {
             JobChange::Requeued {
                 job,
                 attempt,
+                failed,
                 not_before,
             } => {
                 if let Some(record) = self.jobs.get_mut(&job) {
-                    record.requeue(attempt, not_before);
+                    record.requeue(attempt, failed, not_before);
                 }
             }
             JobChange::Finished {
@@ -207,18 +208,13 @@ impl Tables {
         self.usage.values().filter(matches).cloned().collect()
     }
 
-    pub(super) fn recover(
-        &mut self,
-        owner: Uuid,
-        at: UnixMillis,
-        max_attempts: Attempt,
-    ) -> Recovered {
+    pub(super) fn recover(&mut self, owner: Uuid, at: UnixMillis) -> Recovered {
         let open = self.jobs.values().filter(|job| !job.state.is_ended());
         let orphans = open.filter(|job| job.owner != owner);
         let orphans: Vec<_> = orphans.map(|job| (job.id, job.attempt)).collect();
         let mut recovered = Recovered::default();
         for (job, attempt) in orphans {
-            match self.can_go_on(job, max_attempts) {
+            match self.can_go_on(job) {
                 Some(request) => {
                     let record = self.jobs.get_mut(&job).map(|record| {
                         take_over(record, owner);
@@ -236,11 +232,10 @@ impl Tables {
     }
 
     /// The request of a job that another owner may run.
-    fn can_go_on(&self, job: JobId, max_attempts: Attempt) -> Option<Vec<u8>> {
+    fn can_go_on(&self, job: JobId) -> Option<Vec<u8>> {
         let record = self.jobs.get(&job)?;
-        let was_its_last = record.state == JobState::Running && record.attempt >= max_attempts;
-        let may = record.asynchronous && !was_its_last;
-        self.requests.get(&job).filter(|_| may).cloned()
+        let request = self.requests.get(&job);
+        request.filter(|_| record.asynchronous).cloned()
     }
 
     pub(super) fn purge(&mut self, ended_before: UnixMillis, now: UnixMillis, limit: usize) -> u64 {

@@ -13,7 +13,8 @@ use crate::domain::{
 pub(super) const COLUMNS: &str = "id, kind, priority, state, attempt, owner, model, tenant, \
      session, worker, hive, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
      tokens_estimated, error_code, error_message, correlation_id, result, asynchronous, \
-     idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason";
+     idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason, \
+     failures";
 
 /// One job.
 pub(super) fn find(db: &Connection, id: JobId) -> rusqlite::Result<Option<JobRecord>> {
@@ -98,6 +99,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
             slot_ms: row.get::<_, i64>(27)?.cast_unsigned(),
         },
         stop: read_stop(row)?,
+        failures: row.get(29)?,
     })
 }
 

@@ -224,14 +224,9 @@ impl Store for SqliteStore {
         self.list(move |db| usage::list(db, &filter)).await
     }
 
-    async fn recover(
-        &self,
-        owner: Uuid,
-        at: UnixMillis,
-        max_attempts: Attempt,
-    ) -> Result<Recovered> {
+    async fn recover(&self, owner: Uuid, at: UnixMillis) -> Result<Recovered> {
         self.writer
-            .call(move |db| upkeep::recover(db, owner, at, max_attempts))
+            .call(move |db| upkeep::recover(db, owner, at))
             .await
     }
 

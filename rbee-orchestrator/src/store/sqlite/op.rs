@@ -18,6 +18,7 @@ pub(super) enum Op {
     Requeue {
         job: JobId,
         attempt: Attempt,
+        failed: bool,
         not_before: Option<UnixMillis>,
     },
     /// The ending of such a job, with its dispatch if that waited too.
@@ -86,8 +87,9 @@ impl Op {
             Op::Requeue {
                 job,
                 attempt,
+                failed,
                 not_before,
-            } => statements.requeue(*job, *attempt, *not_before)?,
+            } => statements.requeue(*job, *attempt, *failed, *not_before)?,
             Op::Finish(claim, finish) => {
                 let won = match claim {
                     Some(claim) => statements.run(claim, &finish.ending)?,

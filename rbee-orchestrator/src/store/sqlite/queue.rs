@@ -50,6 +50,7 @@ impl Waiting {
             }
             JobChange::Requeued {
                 attempt,
+                failed,
                 not_before,
                 ..
             } => {
@@ -57,6 +58,7 @@ impl Waiting {
                 self.ops.push(Op::Requeue {
                     job,
                     attempt,
+                    failed,
                     not_before,
                 });
             }
@@ -147,10 +149,11 @@ fn merge(record: &mut JobRecord, change: JobChange) {
         }
         JobChange::Requeued {
             attempt,
+            failed,
             not_before,
             ..
         } => {
-            record.requeue(attempt, not_before);
+            record.requeue(attempt, failed, not_before);
         }
         JobChange::Finished {
             attempt, ending, ..

@@ -124,6 +124,9 @@ UPDATE hives SET tunnel = 1, install = 1 WHERE ssh_host IS NOT NULL;
 /// How often and when a hive's models were used, as JSON: it is read and written with the hive only.
 const MODEL_USE: &str = "ALTER TABLE hives ADD COLUMN model_use TEXT;";
 
+/// What counts towards the bound of attempts: not every attempt that is given up has failed.
+const FAILURES: &str = "ALTER TABLE jobs ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;";
+
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -136,6 +139,7 @@ pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         durable_queue,
         M::up(HIVES_OVER_SSH),
         M::up(MODEL_USE),
+        M::up(FAILURES),
     ])
 });
 

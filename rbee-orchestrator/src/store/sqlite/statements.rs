@@ -12,15 +12,15 @@ use crate::store::{Submission, Submitted};
 const INSERT: &str = "INSERT INTO jobs (id, kind, priority, state, attempt, owner, model, tenant, \
      session, worker, hive, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
      tokens_estimated, error_code, error_message, correlation_id, result, asynchronous, \
-     idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason) \
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+     idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason, failures) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
      ON CONFLICT DO NOTHING";
 
 const CLAIM: &str = "UPDATE jobs SET state = 1, attempt = ?2, worker = ?3, hive = ?4, why = ?5, \
      started_at = ?6, model = ?7, not_before = NULL \
      WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1";
 
-const REQUEUE: &str = "UPDATE jobs SET state = 0, not_before = ?3 \
+const REQUEUE: &str = "UPDATE jobs SET state = 0, failures = failures + ?3, not_before = ?4 \
      WHERE id = ?1 AND state = 1 AND attempt = ?2";
 
 const FINISH: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, tokens_out = ?6, \
@@ -143,6 +143,7 @@ impl<'db> Statements<'db> {
             job.times.inference_ms.cast_signed(),
             job.times.slot_ms.cast_signed(),
             job.stop.map(|stop| stop.as_str()),
+            job.failures,
         ])?;
         if written == 0 {
             return Ok(false);
@@ -206,11 +207,12 @@ impl<'db> Statements<'db> {
         &mut self,
         job: JobId,
         attempt: Attempt,
+        failed: bool,
         not_before: Option<UnixMillis>,
     ) -> rusqlite::Result<()> {
         let not_before = not_before.map(|at| at.0);
         self.requeue
-            .execute(params![job.0.as_bytes(), attempt, not_before])?;
+            .execute(params![job.0.as_bytes(), attempt, failed, not_before])?;
         Ok(())
     }
 

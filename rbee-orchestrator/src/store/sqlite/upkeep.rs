@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::jobs::{COLUMNS, read};
 use super::statements::{DROP_REQUEST, Ended};
 use super::usage::{self, Sums};
-use crate::domain::{Attempt, JobId, JobRecord, UnixMillis};
+use crate::domain::{JobId, JobRecord, UnixMillis};
 use crate::killpoint;
 use crate::store::Recovered;
 use crate::store::steps::{interrupted, take_over};
@@ -15,7 +15,7 @@ use crate::store::steps::{interrupted, take_over};
 pub(super) const INTERRUPT: &str = "UPDATE jobs SET state = 3, ended_at = ?2, tokens_in = NULL, \
      tokens_out = NULL, tokens_estimated = NULL, inference_ms = 0, slot_ms = 0, result = NULL, \
      stop_reason = NULL, not_before = NULL, error_code = ?3, error_message = ?4 \
-     WHERE state < 2 AND owner <> ?1 AND (asynchronous = 0 OR (state = 1 AND attempt >= ?5) \
+     WHERE state < 2 AND owner <> ?1 AND (asynchronous = 0 \
      OR NOT EXISTS (SELECT 1 FROM requests WHERE job = id)) \
      RETURNING tenant, model, asynchronous, id";
 
@@ -32,13 +32,8 @@ pub(super) const DROP_KEYS: &str = "DELETE FROM idempotency WHERE (tenant, key) 
      (SELECT tenant, key FROM idempotency WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)";
 
 /// Takes over the open jobs of other owners; see `Store::recover`.
-pub(super) fn recover(
-    db: &Connection,
-    owner: Uuid,
-    at: UnixMillis,
-    max_attempts: Attempt,
-) -> rusqlite::Result<Recovered> {
-    let interrupted = interrupt(db, owner, at, max_attempts)?;
+pub(super) fn recover(db: &Connection, owner: Uuid, at: UnixMillis) -> rusqlite::Result<Recovered> {
+    let interrupted = interrupt(db, owner, at)?;
     let mut waiting = left_behind(db, owner)?;
     for (job, _) in &mut waiting {
         take_over(job, owner);
@@ -51,12 +46,7 @@ pub(super) fn recover(
     })
 }
 
-fn interrupt(
-    db: &Connection,
-    owner: Uuid,
-    at: UnixMillis,
-    max_attempts: Attempt,
-) -> rusqlite::Result<u64> {
+fn interrupt(db: &Connection, owner: Uuid, at: UnixMillis) -> rusqlite::Result<u64> {
     let ending = interrupted(at);
     let error = ending.outcome.error();
     let mut interrupt = db.prepare_cached(INTERRUPT)?;
@@ -66,7 +56,6 @@ fn interrupt(
             at.0,
             error.map(|error| error.code.as_str()),
             error.map(|error| error.message.as_str()),
-            max_attempts,
         ],
         |row| Ok((Ended::read(row)?, job_id(row, 3)?)),
     )?;

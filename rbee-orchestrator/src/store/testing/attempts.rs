@@ -24,10 +24,12 @@ pub(super) async fn a_job_whose_attempt_was_given_up_waits_again<S: Store>(store
     let at_once = JobChange::Requeued {
         job: job.id,
         attempt: 2,
+        failed: false,
         not_before: None,
     };
     happens(store, at_once, &mut job);
     assert_eq!(find(store, job.id).await, job);
+    assert_eq!(job.failures, 1, "the second was no failure");
 }
 
 pub(super) async fn only_the_running_attempt_is_given_up<S: Store>(store: &S) {

@@ -322,10 +322,11 @@ pub(super) fn apply(job: &mut JobRecord, change: JobChange) {
         }
         JobChange::Requeued {
             attempt,
+            failed,
             not_before,
             ..
         } => {
-            job.requeue(attempt, not_before);
+            job.requeue(attempt, failed, not_before);
         }
         JobChange::Finished {
             attempt, ending, ..

@@ -14,10 +14,9 @@ use crate::store::{Recovered, Store};
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 const GONE: Uuid = Uuid::from_u128(1);
 const HERE: Uuid = Uuid::from_u128(2);
-const MAX_ATTEMPTS: Attempt = 3;
 
 async fn recover<S: Store>(store: &S) -> Recovered {
-    let recovered = store.recover(HERE, NOW, MAX_ATTEMPTS).await;
+    let recovered = store.recover(HERE, NOW).await;
     recovered.expect("jobs are recovered")
 }
 
@@ -94,7 +93,7 @@ async fn tried<S: Store>(store: &S, attempts: Attempt, waits: bool) -> JobRecord
 
 pub(super) async fn asynchronous_jobs_wait_again_in_their_order<S: Store>(store: &S) {
     let mut expected = Vec::new();
-    for (attempts, waits) in [(0, true), (1, false), (2, true), (2, false), (3, true)] {
+    for (attempts, waits) in [(0, true), (1, false), (2, true), (9, false), (3, true)] {
         let mut job = tried(store, attempts, waits).await;
         (job.state, job.owner) = (JobState::Queued, HERE);
         let request = request_of(&job);
@@ -131,19 +130,14 @@ pub(super) async fn a_job_that_waits_again_is_fenced_and_ends_once<S: Store>(sto
 }
 
 pub(super) async fn what_can_not_go_on_is_interrupted<S: Store>(store: &S) {
-    let last_attempt = tried(store, MAX_ATTEMPTS, false).await;
     let no_request = asynchronous_job();
     store.record(submitted(&no_request));
     let of_a_connection = queued_job();
     submit(store, submission(of_a_connection.clone())).await;
     let recovered = recover(store).await;
-    assert_eq!(recovered.interrupted, 3);
+    assert_eq!(recovered.interrupted, 2);
     assert_eq!(recovered.waiting, []);
-    for (job, keeps_request) in [
-        (last_attempt, false),
-        (no_request, false),
-        (of_a_connection, true),
-    ] {
+    for (job, keeps_request) in [(no_request, false), (of_a_connection, true)] {
         is_interrupted(store, &job).await;
         let request = store.request(job.id).await;
         let request = request.expect("a request is read");
@@ -153,6 +147,6 @@ pub(super) async fn what_can_not_go_on_is_interrupted<S: Store>(store: &S) {
     let [row] = &usage[..] else {
         panic!("all jobs have one day, tenant and model: {usage:?}");
     };
-    assert_eq!((row.jobs, row.tokens_out, row.slot_ms), (3, 0, 0));
+    assert_eq!((row.jobs, row.tokens_out, row.slot_ms), (2, 0, 0));
     assert_eq!(row.day, NOW.day());
 }

@@ -230,6 +230,7 @@ pub fn requeued(job: JobId, attempt: Attempt) -> JobChange {
     JobChange::Requeued {
         job,
         attempt,
+        failed: true,
         not_before: Some(UnixMillis(1_700_000_000_015)),
     }
 }

@@ -257,7 +257,7 @@ pub(super) async fn usage_is_the_sum_over_the_jobs_that_ended<S: Store>(store: &
             _ => match dice.roll(10) {
                 0 => {
                     let owner = Uuid::from_u128(u128::from(dice.roll(3)));
-                    let recovering = store.recover(owner, UnixMillis(step), 2);
+                    let recovering = store.recover(owner, UnixMillis(step));
                     recovering.await.expect("jobs are recovered");
                 }
                 _ => settle(store).await,

@@ -76,7 +76,7 @@ async fn a_store_that_was_killed_keeps_what_was_acknowledged() {
 
     let after = killed(&folder);
     let found = open_quick(&after, Tuning::default()).await;
-    let recovered = found.recover(Uuid::max(), UnixMillis(2), 5).await.unwrap();
+    let recovered = found.recover(Uuid::max(), UnixMillis(2)).await.unwrap();
     let [(job, request)] = &recovered.waiting[..] else {
         panic!("one job waits: {recovered:?}");
     };

@@ -49,10 +49,10 @@ async fn is_brought_up_to_date(path: PathBuf) {
         assert!(!job.asynchronous, "the first version had no others");
         assert_eq!(job.times, Times::default());
         assert_eq!((&job.idempotency_key, job.request_hash), (&None, None));
-        assert_eq!((job.not_before, job.stop), (None, None));
+        assert_eq!((job.not_before, job.stop, job.failures), (None, None, 0));
     }
     assert_eq!(store.usage(&UsageFilter::default()).await.unwrap(), []);
-    let recovered = store.recover(Uuid::from_u128(8), UnixMillis(30), 5).await;
+    let recovered = store.recover(Uuid::from_u128(8), UnixMillis(30)).await;
     assert_eq!(recovered.unwrap().interrupted, 1);
     assert_eq!(all_jobs(&store).await[0].state, JobState::Failed);
     submit(&store);

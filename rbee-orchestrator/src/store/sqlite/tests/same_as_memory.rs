@@ -108,9 +108,7 @@ impl Case {
                 store.put_hive(hive).await.unwrap();
             }
             Deed::Recover(owner) => {
-                let recovered = store
-                    .recover(Uuid::from_u128(owner), UnixMillis(1), 2)
-                    .await;
+                let recovered = store.recover(Uuid::from_u128(owner), UnixMillis(1)).await;
                 return format!("{recovered:?}");
             }
         }
