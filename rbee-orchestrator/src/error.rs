@@ -172,6 +172,23 @@ impl Error {
         self
     }
 
+    /// Says that clients should not try again by themselves, though it would pass later. OpenAI's
+    /// clients are told with `x-should-retry: false`.
+    #[must_use]
+    pub fn do_not_retry(self) -> Self {
+        self.detail(Self::SHOULD_RETRY, false)
+    }
+
+    /// Whether clients may try again by themselves.
+    #[must_use]
+    pub fn should_retry(&self) -> bool {
+        let details = self.details.as_ref();
+        let said = details.and_then(|details| details.get(Self::SHOULD_RETRY)?.as_bool());
+        said.unwrap_or(true)
+    }
+
+    const SHOULD_RETRY: &str = "should_retry";
+
     /// Adds a fact for programs.
     #[must_use]
     pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {

@@ -15,6 +15,15 @@ use super::names::Meaning;
 use super::places::{QueuePlace, within_reason};
 use super::tenants::{Midnight, Over, to_midnight};
 
+/// A job that no quota of its tenant will ever allow.
+fn never(tenant: &TenantId, why: &str) -> Error {
+    let message = format!(
+        "tenant {tenant} can't have this: {why}; ask for less, with max_tokens or fewer answers, or \
+         have the tenant's limits raised"
+    );
+    Error::invalid(message).param("max_tokens")
+}
+
 impl Brain {
     /// The tenants of the configuration, by name.
     #[must_use]
@@ -117,8 +126,11 @@ impl Brain {
         let Some(book) = self.tenants.get(&request.tenant) else {
             return Ok(false);
         };
+        if let Some(why) = book.never(request.tokens) {
+            return Err(never(&request.tenant, &why));
+        }
         let over = book.over(request.tokens);
-        if self.config.quota_policy == QuotaPolicy::Queue && book.can_ever(request.tokens) {
+        if self.config.quota_policy == QuotaPolicy::Queue {
             return Ok(over.is_some() || book.has_held_before(request.priority));
         }
         match over {
@@ -137,14 +149,6 @@ impl Brain {
                 format!("tenant {tenant} may have {concurrent} jobs open at once and has as many"),
                 within_reason(self.rates.until(model, 1, concurrent)),
             ),
-            Over::Daily if request.tokens > daily => (
-                format!(
-                    "the request needs {} tokens and tenant {tenant} may use {daily} a day; ask for \
-                     less, with max_tokens",
-                    request.tokens
-                ),
-                to_midnight(now.wall),
-            ),
             Over::Daily => (
                 format!(
                     "tenant {tenant} may use {daily} tokens a day, and too few are left for the \
@@ -154,7 +158,12 @@ impl Brain {
                 to_midnight(now.wall),
             ),
         };
-        Error::new(Code::QuotaExceeded, message).retry_after(after)
+        let error = Error::new(Code::QuotaExceeded, message).retry_after(after);
+        match over {
+            Over::Concurrent => error,
+            // Some clients would sleep until then.
+            Over::Daily => error.do_not_retry(),
+        }
     }
 
     /// Why a held job gave up waiting.

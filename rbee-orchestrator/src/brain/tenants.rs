@@ -17,8 +17,8 @@ pub(super) struct Book {
     pub(super) limits: TenantLimits,
     /// Jobs that have not ended and are not held back.
     open: u32,
-    /// Tokens that these may use.
-    reserved: u64,
+    /// Tokens that these may use. Wider than they are: what is taken back must be what was added.
+    reserved: u128,
     /// Tokens of those that ended today.
     used: u64,
     requests: Option<Limiter>,
@@ -68,16 +68,28 @@ impl Book {
         if most.is_some_and(|most| self.open >= most) {
             return Some(Over::Concurrent);
         }
-        let day = self.used.saturating_add(self.reserved);
-        let day = day.saturating_add(tokens);
-        let most = self.limits.tokens_per_day;
+        let day = u128::from(self.used) + self.reserved + u128::from(tokens);
+        let most = self.limits.tokens_per_day.map(u128::from);
         most.is_some_and(|most| day > most).then_some(Over::Daily)
     }
 
-    /// Whether a job of so many tokens could run if nothing else did.
-    pub(super) fn can_ever(&self, tokens: u64) -> bool {
-        self.limits.max_concurrent != Some(0)
-            && self.limits.tokens_per_day.is_none_or(|most| tokens <= most)
+    /// Why a job of so many tokens could not run if nothing else did, if it could not.
+    pub(super) fn never(&self, tokens: u64) -> Option<String> {
+        let limits = &self.limits;
+        let most_of = |allowed: Option<u32>| allowed.map(u64::from);
+        let bounds = [
+            (1, most_of(limits.max_concurrent), "jobs at once"),
+            (1, most_of(limits.requests_per_minute), "requests a minute"),
+            (tokens, limits.tokens_per_day, "tokens a day"),
+            (tokens, most_of(limits.tokens_per_minute), "tokens a minute"),
+        ];
+        bounds.into_iter().find_map(|(needed, allowed, what)| {
+            let allowed = allowed.filter(|allowed| needed > *allowed)?;
+            let kind = what.split(' ').next().unwrap_or(what);
+            Some(format!(
+                "the request needs {needed} {kind} and {allowed} {what} are allowed"
+            ))
+        })
     }
 
     /// Whether one that comes now has to stand behind others that are held back.
@@ -108,13 +120,13 @@ impl Book {
 
     pub(super) fn charge(&mut self, tokens: u64) {
         self.open += 1;
-        self.reserved = self.reserved.saturating_add(tokens);
+        self.reserved += u128::from(tokens);
     }
 
     /// A job that was charged has ended, and used so many tokens.
     pub(super) fn settle(&mut self, tokens: u64, used: u64) {
         self.open = self.open.saturating_sub(1);
-        self.reserved = self.reserved.saturating_sub(tokens);
+        self.reserved = self.reserved.saturating_sub(u128::from(tokens));
         self.used = self.used.saturating_add(used);
     }
 
@@ -161,11 +173,9 @@ fn take(limiter: &mut Limiter, wanted: u64, what: &str, tenant: &TenantId) -> Re
                 format!("tenant {tenant} may use {most} {what} a minute; ask again later"),
                 wait,
             ),
+            // Those that ask for more than there ever is are refused before.
             Refusal::Never => (
-                format!(
-                    "the request needs {wanted} {what} and tenant {tenant} may use {most} a \
-                     minute; ask for less, with max_tokens"
-                ),
+                format!("tenant {tenant} may use {most} {what} a minute, and none are left"),
                 Duration::from_secs(60),
             ),
         };

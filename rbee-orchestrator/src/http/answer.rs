@@ -62,6 +62,9 @@ fn with_headers(error: &Error, mut response: Response<Body>) -> Response<Body> {
         let seconds = after.as_secs_f64().ceil().max(1.0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds as u64));
     }
+    if !error.should_retry() {
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
     let allow = error
         .details
         .as_ref()

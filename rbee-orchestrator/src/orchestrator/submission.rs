@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::Orchestrator;
@@ -14,13 +13,8 @@ use crate::domain::{
     UnixMillis,
 };
 use crate::error::{Error, Result};
+use crate::relay::tokens::{self, Demand};
 use crate::router::{Call, Payload};
-
-/// Bytes of a text for each token, when nobody has counted: low, so that limits hold.
-const BYTES_PER_TOKEN: u64 = 4;
-
-/// Tokens of an answer whose request does not bound it.
-const UNBOUNDED_ANSWER: u64 = 512;
 
 const LONGEST_KEY: usize = 255;
 
@@ -73,7 +67,7 @@ impl Orchestrator {
             _ => None,
         };
         let correlation_id = options.correlation_id.unwrap_or_else(|| id.to_string());
-        let tokens = most_tokens(&payload);
+        let demand = demand(&payload);
         let record = JobRecord {
             priority: options.priority,
             asynchronous,
@@ -95,6 +89,7 @@ impl Orchestrator {
             submitted_at: at,
             hive_authorization: Some(self.hive_authorization.clone()),
             held: None,
+            demand,
             max_response_bytes: driver.config.limits.max_response_bytes,
             max_event_bytes: driver.config.limits.max_event_bytes,
         };
@@ -120,7 +115,7 @@ impl Orchestrator {
             submitted_at: at,
             not_before: None,
             bytes,
-            tokens,
+            tokens: demand.most(),
         };
         Ok(Draft {
             record: Box::new(record),
@@ -215,29 +210,17 @@ fn written(task: &TaskRequest) -> Result<Vec<u8>> {
         .map_err(|error| Error::internal(format!("a task can't be written: {error}")))
 }
 
-/// How many tokens the request will use at most, as far as it says: those of its input by their
-/// length, and those of its answer by their bound.
-fn most_tokens(payload: &Payload) -> u64 {
-    let (input_bytes, answer) = match payload {
+/// How many tokens the request may use.
+fn demand(payload: &Payload) -> Demand {
+    match payload {
+        Payload::OpenAi { body, .. } => body.demand,
         Payload::Task(task) => {
-            let bytes = match &task.input {
-                TaskInput::Prompt(prompt) => prompt.len(),
-                TaskInput::Messages(messages) => messages.iter().map(text_len).sum(),
+            let input = match &task.input {
+                TaskInput::Prompt(prompt) => tokens::of_text(prompt.len() as u64),
+                TaskInput::Messages(messages) => tokens::of_values(messages),
             };
-            (bytes, task.sampling.max_tokens.map(u64::from))
+            Demand::one(input, task.sampling.max_tokens.map(u64::from))
         }
-        Payload::OpenAi { body, .. } => (body.input_bytes, body.max_tokens),
-    };
-    input_bytes as u64 / BYTES_PER_TOKEN + answer.unwrap_or(UNBOUNDED_ANSWER)
-}
-
-/// The length of all texts in a value, in bytes.
-fn text_len(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(values) => values.iter().map(text_len).sum(),
-        Value::Object(fields) => fields.values().map(text_len).sum(),
-        _ => 0,
     }
 }
 

@@ -7,4 +7,6 @@ pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;
 pub(crate) mod sse;
+pub(crate) mod tokens;
 pub(crate) mod translate;
+pub(crate) mod usage;

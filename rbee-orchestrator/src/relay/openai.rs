@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
-use crate::domain::Usage;
+use super::tokens::{self, Demand};
 use crate::error::{Error, Result};
 
 /// What the queen reads of a request's body.
@@ -28,6 +28,40 @@ struct Envelope<'a> {
     max_tokens: Option<&'a RawValue>,
     #[serde(borrow)]
     max_completion_tokens: Option<&'a RawValue>,
+    /// llama-server's own name, which wins over OpenAI's there.
+    #[serde(borrow)]
+    n_predict: Option<&'a RawValue>,
+    #[serde(borrow)]
+    n: Option<&'a RawValue>,
+    #[serde(borrow)]
+    n_cmpl: Option<&'a RawValue>,
+    #[serde(borrow)]
+    best_of: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tools: Option<&'a RawValue>,
+}
+
+impl Envelope<'_> {
+    /// What the request may make its worker count.
+    fn demand(&self, input: Input, given: &str) -> Demand {
+        let bounds = [self.max_tokens, self.max_completion_tokens, self.n_predict];
+        let answer = bounds.into_iter().flatten().filter_map(tokens::bound).max();
+        let counts = [self.n, self.n_cmpl, self.best_of];
+        let choices = counts.into_iter().flatten().map(tokens::count).max();
+        let choices = choices.unwrap_or(1);
+        let (read, prompts) = match input {
+            Input::Messages => (tokens::of_messages(given), 1),
+            Input::Prompt => tokens::of_prompts(given),
+            Input::Texts => return Demand::of_texts(tokens::of_prompts(given).0),
+        };
+        let tools = self.tools.map_or(0, |tools| tools.get().len() as u64);
+        Demand {
+            input: read.saturating_add(tokens::of_text(tools)),
+            answer,
+            answers: prompts.saturating_mul(choices),
+            choices,
+        }
+    }
 }
 
 /// Takes a null as a value too: its place must be known to be written over.
@@ -54,10 +88,8 @@ pub(crate) struct RequestBody {
     pub(crate) stream: bool,
     /// Whether the client wants the usage of a stream.
     pub(crate) wants_usage: bool,
-    /// The size of what the model is to read, in bytes.
-    pub(crate) input_bytes: usize,
-    /// The most tokens of the answer, if it says so; whether it may is for the worker to say.
-    pub(crate) max_tokens: Option<u64>,
+    /// What it asks for in tokens; whether it may is for the worker to say.
+    pub(crate) demand: Demand,
 }
 
 /// Which of an endpoint's inputs must be there.
@@ -104,7 +136,7 @@ impl RequestBody {
                 .and_then(|options| options.include_usage)
                 .unwrap_or(false),
         };
-        let most = envelope.max_completion_tokens.or(envelope.max_tokens);
+        let demand = envelope.demand(input, given);
         let span = |value: &RawValue| {
             let start = value.get().as_ptr() as usize - bytes.as_ptr() as usize;
             start..start + value.get().len()
@@ -115,8 +147,7 @@ impl RequestBody {
             model,
             stream: envelope.stream.unwrap_or(false),
             wants_usage,
-            input_bytes: given.len(),
-            max_tokens: most.and_then(|value| value.get().parse().ok()),
+            demand,
             bytes,
         })
     }
@@ -164,7 +195,7 @@ impl RequestBody {
 
 /// Reads JSON. That it is UTF-8 is found out for all of it at once, which takes less time than for one
 /// string after the other.
-fn read_text<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> serde_json::Result<T> {
+pub(super) fn read_text<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> serde_json::Result<T> {
     match std::str::from_utf8(bytes) {
         Ok(text) => serde_json::from_str(text),
         Err(_) => serde_json::from_slice(bytes),
@@ -217,63 +248,6 @@ fn wrong_json(error: &serde_json::Error, field: Option<String>) -> Error {
 
 pub(crate) fn missing(field: &'static str) -> Error {
     Error::invalid(format!("the request needs a {field}")).param(field)
-}
-
-/// `usage` as OpenAI writes it.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-pub(crate) struct WireUsage {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
-}
-
-impl From<WireUsage> for Usage {
-    fn from(usage: WireUsage) -> Usage {
-        Usage {
-            tokens_in: usage.prompt_tokens,
-            tokens_out: usage.completion_tokens,
-            estimated: false,
-        }
-    }
-}
-
-/// What is read of an unstreamed answer.
-#[derive(Deserialize)]
-struct AnswerEnvelope {
-    #[serde(default)]
-    usage: Option<WireUsage>,
-}
-
-/// The usage in a whole answer.
-///
-/// # Errors
-/// When the answer is not a JSON object.
-pub(crate) fn answer_usage(body: &[u8]) -> serde_json::Result<Option<Usage>> {
-    let envelope: AnswerEnvelope = read_text(body)?;
-    Ok(envelope.usage.map(Usage::from))
-}
-
-/// What a stream's chunk says about usage.
-#[derive(Deserialize)]
-struct UsageChunk<'a> {
-    #[serde(default)]
-    usage: Option<WireUsage>,
-    #[serde(borrow, default)]
-    choices: Option<&'a RawValue>,
-}
-
-/// Usage in an event of a stream, and whether the event carries nothing else.
-pub(crate) fn chunk_usage(data: &[u8]) -> Option<(Usage, bool)> {
-    let chunk: UsageChunk<'_> = serde_json::from_slice(data).ok()?;
-    let only = chunk.choices.is_none_or(|choices| {
-        choices
-            .get()
-            .trim_start_matches('[')
-            .trim_start()
-            .starts_with(']')
-    });
-    Some((chunk.usage?.into(), only))
 }
 
 #[cfg(test)]
@@ -336,17 +310,38 @@ mod tests {
     }
 
     #[test]
-    fn a_usage_chunk_is_told_from_a_token_with_usage() {
-        let only = br#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}"#;
-        let usage = Usage {
-            tokens_in: 3,
-            tokens_out: 5,
-            estimated: false,
+    fn what_a_body_asks_for_is_counted_under_every_name() {
+        let demand = |input, fields: &str| {
+            let body =
+                format!(r#"{{"model":"m","messages":[],"prompt":"four","input":"four",{fields}}}"#);
+            RequestBody::read(Bytes::from(body), input).unwrap().demand
         };
-        assert_eq!(chunk_usage(only), Some((usage, true)));
-        let both =
-            br#"{"choices":[{"delta":{}}],"usage":{"prompt_tokens":3,"completion_tokens":5}}"#;
-        assert_eq!(chunk_usage(both), Some((usage, false)));
-        assert_eq!(chunk_usage(br#"{"choices":[],"usage":null}"#), None);
+        let prompt = |fields: &str| demand(Input::Prompt, fields);
+        for fields in [
+            r#""max_tokens":30"#,
+            r#""max_tokens":3e1"#,
+            r#""max_tokens":"30""#,
+            r#""max_completion_tokens":30,"max_tokens":5"#,
+            r#""max_tokens":30,"max_completion_tokens":5"#,
+            r#""n_predict":30,"max_tokens":5"#,
+        ] {
+            assert_eq!(prompt(fields), Demand::one(2, Some(30)), "{fields}");
+        }
+        for (fields, most) in [
+            (r#""max_tokens":30,"n":4"#, 4 * 32),
+            (r#""max_tokens":30,"n":1,"best_of":4"#, 4 * 32),
+            (r#""max_tokens":30,"n_cmpl":"4""#, 4 * 32),
+            (
+                r#""max_tokens":18446744073709551615,"n":3"#,
+                tokens::MOST_TOKENS,
+            ),
+            (r#""max_tokens":30,"tools":[{"a":1}]"#, 2 + 30 + 3),
+        ] {
+            assert_eq!(prompt(fields).most(), most, "{fields}");
+        }
+        let chat = demand(Input::Messages, r#""max_tokens":30,"n":2.0"#);
+        assert_eq!(chat.most(), 2 * 31);
+        let embedding = demand(Input::Texts, r#""max_tokens":30"#);
+        assert_eq!(embedding.most(), 2);
     }
 }

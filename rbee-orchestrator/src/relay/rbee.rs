@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::tokens::MOST_TOKENS;
 use super::translate::{Piece, put_sampling, unreadable};
 use crate::domain::{JobId, StopReason, TaskInput, TaskRequest, Usage};
 use crate::error::{Code, Error, Result};
@@ -81,10 +82,9 @@ fn read_end(event: Event, out: &mut Vec<Piece>) {
         _ => StopReason::Eos,
     };
     if let Some(tokens_out) = event.tokens_out {
-        let tokens_in = event.tokens_in.unwrap_or(0);
         out.push(Piece::Usage(Usage {
-            tokens_in,
-            tokens_out,
+            tokens_in: event.tokens_in.unwrap_or(0).min(MOST_TOKENS),
+            tokens_out: tokens_out.min(MOST_TOKENS),
             estimated: false,
         }));
     }

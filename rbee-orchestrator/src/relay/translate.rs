@@ -4,7 +4,8 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::openai::{RequestBody, WireUsage};
+use super::openai::RequestBody;
+use super::usage::WireUsage;
 use super::{rbee, sse};
 use crate::domain::{
     JobId, Sampling, StopReason, TaskInput, TaskRequest, UnixMillis, Usage, WorkerProtocol,
@@ -116,7 +117,8 @@ fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
             out.push(Piece::Stop { reason, matched });
         }
     }
-    out.extend(chunk.usage.map(|usage| Piece::Usage(usage.into())));
+    let usage = chunk.usage.and_then(WireUsage::counted);
+    out.extend(usage.map(Piece::Usage));
     Ok(())
 }
 
@@ -266,7 +268,7 @@ fn usage_object(usage: Usage) -> Value {
     json!({
         "prompt_tokens": usage.tokens_in,
         "completion_tokens": usage.tokens_out,
-        "total_tokens": usage.tokens_in + usage.tokens_out,
+        "total_tokens": usage.tokens_in.saturating_add(usage.tokens_out),
     })
 }
 

@@ -13,10 +13,10 @@ use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::relay::connection::Connection;
-use crate::relay::openai::answer_usage;
 use crate::relay::pool::{Answer, NoAnswer, Pool};
 use crate::relay::sse::{Splitter, events};
 use crate::relay::translate::{CompletionWriter, Piece, read_event, worker_error};
+use crate::relay::usage::{filled, of_answer};
 
 /// A whole answer, to be passed on.
 #[derive(Debug)]
@@ -196,7 +196,7 @@ async fn whole(
 ) -> Result<Opened, Failure> {
     let Answer { head, connection } = answer;
     let body = collect(pool, worker, connection, call.max_response_bytes).await?;
-    let usage = answer_usage(&body).map_err(|error| {
+    let usage = of_answer(&body, &call.demand).map_err(|error| {
         let message = format!(
             "worker {} answered with what is not JSON: {error}",
             worker.id
@@ -208,7 +208,7 @@ async fn whole(
         content_type: head.content_type,
         retry_after: head.retry_after,
         body,
-        usage,
+        usage: Some(usage),
     }))
 }
 
@@ -240,11 +240,7 @@ async fn whole_completion(
         }
     }
     let stop: StopReason = stop.ok_or_else(|| broke_off(worker, "there was no end"))?;
-    let usage = usage.unwrap_or(Usage {
-        tokens_in: 0,
-        tokens_out: count,
-        estimated: true,
-    });
+    let usage = filled(usage, &call.demand, count);
     let writer = CompletionWriter::new(call.job, worker.model.as_str(), call.submitted_at);
     Ok(Opened::Whole(Whole {
         status: StatusCode::OK,

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::relay::openai::RequestBody;
 use crate::relay::pool::Authority;
 use crate::relay::rbee;
+use crate::relay::tokens::Demand;
 use crate::relay::translate::openai_request;
 
 /// A head with all that may stand in it, as a rule.
@@ -46,6 +47,8 @@ pub(crate) struct Call {
     pub(crate) hive_authorization: Option<HeaderValue>,
     /// What it takes of the memory that all requests may hold.
     pub(crate) held: Option<Held>,
+    /// What the worker may count.
+    pub(crate) demand: Demand,
     pub(crate) max_response_bytes: usize,
     pub(crate) max_event_bytes: usize,
 }

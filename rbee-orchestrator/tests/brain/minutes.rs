@@ -55,8 +55,9 @@ fn tokens_of_a_minute_that_were_not_used_are_there_for_the_next() {
         "50 are owed"
     );
     let never = world.submit_with(SMOL, |r| r.tokens = 301);
-    assert_eq!(world.code(never), "RATE_LIMITED");
+    assert_eq!(world.code(never), "INVALID_REQUEST");
     assert!(world.error(never).message.contains("max_tokens"));
+    assert_eq!(world.error(never).retry_after, None);
 }
 
 #[test]

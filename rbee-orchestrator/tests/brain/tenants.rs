@@ -240,9 +240,44 @@ fn held_work_counts_for_the_capacity_and_gives_up_in_time() {
 
 #[test]
 fn what_can_never_be_within_the_quota_is_refused_and_not_held_back() {
-    let mut world = held_back(8, daily(250));
-    let job = world.submit_with(SMOL, |r| r.tokens = 251);
-    assert_eq!(world.code(job), "QUOTA_EXCEEDED");
+    let mut held = held_back(8, daily(250));
+    let mut refused = limited(8, daily(250));
+    let all = refused.submit_with(SMOL, |r| r.tokens = 250);
+    assert!(refused.is_open(all));
+    for world in [&mut held, &mut refused] {
+        for tokens in [251, u64::MAX - 1, u64::MAX] {
+            let job = world.submit_with(SMOL, |r| r.tokens = tokens);
+            assert_eq!(world.code(job), "INVALID_REQUEST");
+            assert_eq!(world.error(job).retry_after, None);
+        }
+    }
+    let mut nothing = limited(8, concurrent(0));
+    let job = nothing.submit(SMOL);
+    assert_eq!(nothing.code(job), "INVALID_REQUEST");
+}
+
+#[test]
+fn what_is_reserved_comes_back_however_much_it_is() {
+    let mut world = limited(8, daily(u64::MAX));
+    let huge = world.submit_with(SMOL, |r| r.tokens = u64::MAX - 100);
+    let small = world.submit_with(SMOL, |r| r.tokens = 100);
+    let refused = world.submit_with(SMOL, |r| r.tokens = 100);
+    assert_eq!(world.code(refused), "QUOTA_EXCEEDED");
+    end_using(&mut world, huge, 10);
+    let all_but_that = world.submit_with(SMOL, |r| r.tokens = u64::MAX - 110);
+    assert!(world.is_open(small) && world.is_open(all_but_that));
+    let refused = world.submit_with(SMOL, |r| r.tokens = 1);
+    assert_eq!(world.code(refused), "QUOTA_EXCEEDED");
+}
+
+#[test]
+fn a_days_quota_says_that_clients_should_not_try_again_by_themselves() {
+    let mut world = limited(8, daily(150));
+    let [_open, refused] = [(); 2].map(|()| world.submit(SMOL));
+    assert!(!world.error(refused).should_retry());
+    let mut world = limited(8, concurrent(1));
+    let [_open, refused] = [(); 2].map(|()| world.submit(SMOL));
+    assert!(world.error(refused).should_retry());
 }
 
 #[test]

@@ -20,7 +20,9 @@ use crate::killpoint;
 use crate::relay::connection::Connection;
 use crate::relay::pool::{Answer, Pool};
 use crate::relay::sse::{self, Splitter};
+use crate::relay::tokens::Demand;
 use crate::relay::translate::{CompletionWriter, Piece, read_event};
+use crate::relay::usage::{StreamUsage, filled};
 
 /// So many bytes of an event are a step forward: fewer don't hold off the end of patience.
 const PROGRESS_BYTES: usize = 1 << 10;
@@ -51,6 +53,10 @@ pub(super) struct Streaming {
     splitter: Splitter,
     form: Form,
     ready: VecDeque<Step>,
+    demand: Demand,
+    /// What the worker counted, chunk by chunk.
+    counted: StreamUsage,
+    /// What it counted in all.
     usage: Option<Usage>,
     tokens: u64,
     /// Whether the first text has come, so that silence is no longer the prompt's evaluation.
@@ -101,6 +107,8 @@ impl Streaming {
             splitter: Splitter::new(call.max_event_bytes),
             form,
             ready: VecDeque::new(),
+            demand: call.demand,
+            counted: StreamUsage::default(),
             usage: None,
             tokens: 0,
             begun: false,
@@ -143,11 +151,8 @@ impl Streaming {
 
     /// What was used so far: the worker's own counts, or the tokens that were relayed.
     fn usage(&self) -> Usage {
-        self.usage.unwrap_or(Usage {
-            tokens_in: 0,
-            tokens_out: self.tokens,
-            estimated: true,
-        })
+        let counted = self.counted.total().or(self.usage);
+        filled(counted, &self.demand, self.tokens)
     }
 
     pub(super) fn poll(&mut self, pool: &Pool, cx: &mut Context<'_>) -> Poll<Next> {

@@ -10,9 +10,9 @@ use serde::de::IgnoredAny;
 
 use super::Streaming;
 use crate::domain::{Outcome, WorkerProtocol};
-use crate::relay::openai::chunk_usage;
 use crate::relay::sse;
 use crate::relay::translate::{Piece, read_event, unreadable};
+use crate::relay::usage::ChunkUsage;
 use crate::router::Step;
 
 /// What tells a token from all else. Made once: to make a finder takes longer than to search a token
@@ -73,8 +73,10 @@ impl Streaming {
             return false;
         }
         let Some(data) = data else { return true };
-        if let Some((usage, alone)) = chunk_usage(&data) {
-            self.usage = Some(usage);
+        if let Some(usage) = ChunkUsage::read(&data) {
+            let alone = usage.is_alone();
+            self.counted.add(&usage);
+            self.tokens += u64::from(!alone);
             return wants_usage || !alone;
         }
         let mut pieces = Vec::new();
