@@ -265,3 +265,34 @@ fn a_first_byte_that_waits_for_the_next_costs_nothing() {
     assert!(spent < 0.5, "{spent} s of a core for those who say nothing");
     drop(strangers);
 }
+
+#[test]
+fn a_foreign_page_starts_nothing() {
+    let home = Home::new();
+    let queen = home.queen().start();
+    let get = |path: &str, headers: &str| {
+        let mut stream = raw::connect(&queen).expect("the queen listens");
+        let request = format!("GET {path} HTTP/1.1\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).expect("it is read");
+        raw::answer(&mut stream).expect("an answer")
+    };
+    let foreign = [
+        "host: localhost\r\nsec-fetch-site: cross-site\r\n",
+        "host: localhost\r\nhost: evil.example\r\n",
+        "host: localhost@evil.example\r\n",
+        "host: localhost\r\norigin: http://evil.example\r\nsec-fetch-site: cross-site\r\n",
+    ];
+    for headers in foreign {
+        for path in ["/v1/models", "/v2/logs?node=localhost", "/v2/models/list"] {
+            let (status, text) = get(path, headers);
+            assert_eq!(status, 403, "{headers}{text}");
+            assert!(text.contains("FORBIDDEN"), "{text}");
+        }
+    }
+    let (status, text) = get("http://evil.example/v1/models", "host: localhost\r\n");
+    assert_eq!(status, 403, "{text}");
+    let hives = queen.look("/v2/registry/beehives/list").json();
+    assert_eq!(hives["nodes"][0]["status"], "offline", "{hives}");
+    let ours = "host: localhost.:1\r\nsec-fetch-site: none\r\n";
+    assert_eq!(get("/v2/workers/list", ours).0, 200);
+}
