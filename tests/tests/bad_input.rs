@@ -306,6 +306,58 @@ fn a_model_name_cannot_climb_out_of_its_folder() {
 }
 
 #[test]
+fn link_local_and_metadata_addresses_are_refused_unless_they_are_listed() {
+    let house = house();
+    let queen = &house.queen;
+    for host in [
+        "169.254.169.254",
+        "[::ffff:169.254.169.254]",
+        "[fe80::1]",
+        "2852039166",
+    ] {
+        let worker = json!({"url": format!("http://{host}:80"), "model_ref": "file:x"});
+        let reply = queen.ask("/v2/workers/register", &worker);
+        assert_error(&reply, 400, "INVALID_REQUEST", &["allowed_addresses"]);
+        for field in ["hostname", "ssh_host"] {
+            let hive = json!({"node_name": "far", "port": 80, field: host, "preflight": false});
+            let reply = queen.ask("/v2/registry/beehives/add", &hive);
+            assert_error(&reply, 400, "INVALID_REQUEST", &["allowed_addresses"]);
+        }
+        let model = format!("https://{host}/m.gguf");
+        for (path, body) in [
+            ("/v2/models/download", json!({"model": model})),
+            ("/v2/workers/spawn", json!({"model": model})),
+            ("/v2/tasks", task(&json!({"model": model, "stream": false}))),
+            (CHAT, chat(&json!({"model": model}))),
+        ] {
+            let reply = queen.ask(path, &body);
+            assert_error(&reply, 400, "INVALID_REQUEST", &["allowed_addresses"]);
+        }
+    }
+    let listed = House::new(|launch| launch.config("allowed_addresses = [\"169.254.7.7\"]"));
+    let worker = json!({"url": "http://169.254.7.7:80", "model_ref": "file:x"});
+    let reply = listed.queen.ask("/v2/workers/register", &worker);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+}
+
+#[test]
+fn a_registration_is_answered_alike_whatever_listens_there() {
+    let house = House::new(|launch| launch);
+    let closed = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = |listener: &std::net::TcpListener| listener.local_addr().expect("bound").port();
+    let (closed_port, silent_port) = (port(&closed), port(&silent));
+    drop(closed);
+    let answers = [closed_port, silent_port].map(|port| {
+        let worker = json!({"worker_id": "w", "url": format!("http://127.0.0.1:{port}"), "model_ref": "file:y"});
+        let reply = house.queen.ask("/v2/workers/register", &worker);
+        (reply.status, reply.text)
+    });
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(answers[0].0, 200);
+}
+
+#[test]
 fn a_model_name_has_a_length_and_no_control_characters() {
     let house = house();
     let long = "m".repeat(513);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::domain::{ModelRef, TenantId, TenantLimits, WorkerId, host_and_port};
+use crate::domain::{ModelRef, Reach, TenantId, TenantLimits, WorkerId, host_and_port};
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
@@ -56,6 +56,8 @@ pub struct Config {
     pub workers: Vec<StaticWorker>,
     /// Names beside `localhost` by which this machine may be called without a token.
     pub allowed_hosts: Vec<String>,
+    /// Link-local and metadata addresses at which hives, workers and models may be all the same.
+    pub allowed_addresses: Vec<IpAddr>,
     /// File with the token between queen and hives, mode 0600 or stricter; one is made beside the
     /// database when absent.
     pub hive_token_file: Option<PathBuf>,
@@ -86,6 +88,12 @@ impl Config {
         self.hives.queen_url.get_or_insert_with(url);
         let logs = || database.with_file_name("logs");
         self.hives.log_dir.get_or_insert_with(logs);
+    }
+
+    /// Which addresses may be connected to.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach::allowing(&self.allowed_addresses)
     }
 
     /// Refuses values that make no sense.
@@ -121,11 +129,13 @@ impl Config {
         }
         for worker in &self.workers {
             let url = &worker.url;
-            if host_and_port(url).is_none() {
+            let Some((host, _)) = host_and_port(url) else {
                 return Err(Error::invalid(format!(
                     "workers: url {url:?} must be http://host:port"
                 )));
-            }
+            };
+            let told = |error: Error| Error::invalid(format!("workers: {}", error.message));
+            self.reach().check_host(&host).map_err(told)?;
             if let Some(id) = &worker.worker_id {
                 WorkerId::new(id)?;
             }

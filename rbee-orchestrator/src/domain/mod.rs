@@ -6,6 +6,7 @@ mod hive;
 mod id;
 mod job;
 mod model;
+mod reserved;
 mod task;
 mod tenant;
 mod time;
@@ -23,6 +24,8 @@ pub use job::{
     PlacedOn, Priority, RequestHash, Times, Usage,
 };
 pub use model::ModelRef;
+pub use reserved::Reach;
+pub(crate) use reserved::refusal;
 pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};
 pub use tenant::{Tenant, TenantLimits, UsageFilter, UsageRow};
 pub use time::{Mono, Now, UnixMillis};

@@ -100,6 +100,15 @@ where
         let look = asked.preflight.unwrap_or(true);
         fill_in_hostname(context, &mut asked).await?;
         let spec = registration::spec(asked)?;
+        let reach = context.orchestrator.config().reach();
+        reach
+            .check_host(&spec.hostname)
+            .map_err(|error| error.param("hostname"))?;
+        if let Some(ssh) = &spec.ssh {
+            reach
+                .check_host(&ssh.host)
+                .map_err(|error| error.param("ssh_host"))?;
+        }
         if spec.ssh.is_none() || !look {
             return context.orchestrator.add_hive(spec).await;
         }

@@ -10,7 +10,7 @@ use super::body::Body;
 use super::{Context, answer, read};
 use crate::brain::{SpawnOrder, WorkerCallback};
 use crate::domain::{
-    Constraints, HiveId, ModelRef, Worker, WorkerId, WorkerProtocol, host_and_port,
+    Constraints, HiveId, ModelRef, Reach, Worker, WorkerId, WorkerProtocol, host_and_port,
 };
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;
@@ -152,7 +152,12 @@ struct Announcement {
 }
 
 impl Announcement {
-    fn read(self, minted: Option<WorkerId>, trusted: bool) -> Result<WorkerCallback> {
+    fn read(
+        self,
+        reach: &Reach,
+        minted: Option<WorkerId>,
+        trusted: bool,
+    ) -> Result<WorkerCallback> {
         let id = match (self.worker_id, minted) {
             (Some(id), _) => WorkerId::new(id)?,
             (None, Some(minted)) => minted,
@@ -162,6 +167,9 @@ impl Announcement {
         let (host, port) = host_and_port(&url).ok_or_else(|| {
             Error::invalid(format!("url {url:?} must be of the form http://host:port")).param("url")
         })?;
+        reach
+            .check_host(&host)
+            .map_err(|error| error.param("url"))?;
         let filled = |text: &String| !text.is_empty();
         let hive = self
             .hive_id
@@ -191,7 +199,11 @@ where
     B::Error: std::fmt::Display,
 {
     let said: Announcement = read::json(context, body).await?;
-    let call = said.read(None, context.is_hive)?;
+    let call = said.read(
+        &context.orchestrator.config().reach(),
+        None,
+        context.is_hive,
+    )?;
     let id = call.id.clone();
     context.orchestrator.worker_ready(call)?;
     Ok(success(&format!("worker {id} is ready")))
@@ -205,7 +217,11 @@ where
 {
     const MOST_SLOTS: u32 = 65_536;
     let said: Announcement = read::json(context, body).await?;
-    let mut call = said.read(Some(WorkerId::mint()), true)?;
+    let mut call = said.read(
+        &context.orchestrator.config().reach(),
+        Some(WorkerId::mint()),
+        true,
+    )?;
     let name = call.model.served_name();
     call.served_model.get_or_insert_with(|| name.to_owned());
     if !call

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::hive_actor::Order;
-use crate::domain::{HiveId, WorkerSpec, is_loopback};
+use crate::domain::{HiveId, Reach, WorkerSpec, is_loopback};
 use crate::hives::HiveHandle;
 use crate::relay::pool::Connector;
 use crate::transport::{HiveStream, connect_tcp};
@@ -88,12 +88,15 @@ impl HiveMap {
 }
 
 /// Reaches workers through their hive's transport, and servers that no hive owns by TCP.
-pub(super) struct WorkerConnector(pub(super) Arc<HiveMap>);
+pub(super) struct WorkerConnector {
+    pub(super) hives: Arc<HiveMap>,
+    pub(super) reach: Reach,
+}
 
 #[async_trait]
 impl Connector for WorkerConnector {
     async fn connect(&self, worker: &WorkerSpec) -> std::io::Result<Box<dyn HiveStream>> {
-        let hive = worker.hive.as_ref().and_then(|id| self.0.get(id));
+        let hive = worker.hive.as_ref().and_then(|id| self.hives.get(id));
         if let Some(hive) = hive {
             let transport = hive.handle.transport();
             // A loopback host in a worker's URL means the hive's own machine, and through a tunnel
@@ -103,6 +106,6 @@ impl Connector for WorkerConnector {
                 return transport.connect(worker.port).await;
             }
         }
-        connect_tcp(&worker.host, worker.port).await
+        connect_tcp(&worker.host, worker.port, &self.reach).await
     }
 }

@@ -44,6 +44,7 @@ impl Orchestrator {
     /// # Errors
     /// Why there is no place for it.
     pub async fn spawn_worker(&self, order: &SpawnOrder) -> Result<(WorkerId, HiveId)> {
+        self.driver.reach.check_model(&order.model)?;
         let id = WorkerId::mint();
         let mut changes = self.driver.fleet_changes.subscribe();
         let attempt = async {

@@ -132,8 +132,9 @@ impl Builder {
         let transports = self.transports;
         let hive_parts = HiveParts {
             token,
-            transports: transports
-                .unwrap_or_else(|| registry::default_transports(&self.config.ssh)),
+            transports: transports.unwrap_or_else(|| {
+                registry::default_transports(&self.config.ssh, self.config.reach())
+            }),
             claims: PortClaims::default(),
             log_dir: log_dir.unwrap_or_else(default_log_dir),
         };
@@ -152,7 +153,10 @@ impl Builder {
         let records = known_hives(&self.config, store.as_ref()).await?;
         let tenants = tenants::known(store.as_ref()).await?;
         let hives = Arc::new(HiveMap::default());
-        let connector = Box::new(WorkerConnector(hives.clone()));
+        let connector = Box::new(WorkerConnector {
+            hives: hives.clone(),
+            reach: self.config.reach(),
+        });
         let pool = Arc::new(Pool::new(connector, &self.config));
         let brain = Brain::new(self.config.clone(), self.scheduler, records.clone());
         let brain = brain.seeded(owner.as_u64_pair().0);

@@ -57,6 +57,7 @@ impl Orchestrator {
     /// `HIVE_NOT_FOUND`; `HIVE_UNREACHABLE`; the last failure, if it is younger than
     /// `hives.retry_after`. What the hive refuses comes as [`Progress::Failed`].
     pub async fn download_model(&self, name: &str, node: Option<&HiveId>) -> Result<ModelDownload> {
+        self.driver.reach.check_model(name)?;
         let (model, node) = self.driver.look(|brain, now| {
             let model = brain.resolve(name)?;
             let hives = &brain.view(now).hives;

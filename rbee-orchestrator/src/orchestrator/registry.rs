@@ -10,7 +10,7 @@ use super::connector::Entry;
 use super::hive_actor::{HiveActor, Leave, Order};
 use crate::brain::Event;
 use crate::config::{OnShutdown, SshOptions};
-use crate::domain::{HiveId, HiveRecord, HiveSpec, Now, host_and_port, is_loopback};
+use crate::domain::{HiveId, HiveRecord, HiveSpec, Now, Reach, host_and_port, is_loopback};
 use crate::error::{Error, Result};
 use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
 use crate::scheduler::Hive;
@@ -362,16 +362,20 @@ fn unfinished() -> Report {
 
 /// Local hives are child processes, unmanaged ones are reached by TCP, and those on machines with
 /// SSH through it: all on one machine by one session.
-pub(super) fn default_transports(ssh: &SshOptions) -> TransportFactory {
+pub(super) fn default_transports(ssh: &SshOptions, reach: Reach) -> TransportFactory {
     use crate::transport::{DirectTransport, LocalTransport, SshSessions};
     let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());
     let ssh = SshSessions::new(ssh.clone());
     Arc::new(move |spec| match &spec.ssh {
-        _ if !spec.is_managed() => Ok(Arc::new(DirectTransport::new(spec.hostname.clone()))),
+        _ if !spec.is_managed() => {
+            let direct = DirectTransport::new(spec.hostname.clone());
+            Ok(Arc::new(direct.within(reach.clone())))
+        }
         None => Ok(local.clone()),
         Some(target) => {
             let (target, host) = (target.clone(), spec.hostname.clone());
-            Ok(Arc::new(ssh.transport(target, host, spec.tunnel)))
+            let transport = ssh.transport(target, host, spec.tunnel);
+            Ok(Arc::new(transport.within(reach.clone())))
         }
     })
 }

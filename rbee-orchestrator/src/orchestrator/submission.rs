@@ -52,6 +52,7 @@ impl Orchestrator {
             payload,
             asynchronous,
         } = wish;
+        driver.reach.check_model(&model)?;
         let timeouts = &driver.config.timeouts;
         let total_timeout = bounded(options.total_timeout, timeouts.total, timeouts.total_max)?;
         if let Some(key) = &options.idempotency_key {

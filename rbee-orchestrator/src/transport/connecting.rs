@@ -7,22 +7,30 @@ use rustix::io::Errno;
 use tokio::net::{TcpStream, lookup_host};
 
 use super::HiveStream;
+use crate::domain::{Reach, refusal};
 use crate::error::{Code, Error};
 use crate::seldom::Seldom;
 
 static SAID: Seldom = Seldom::new();
 
 /// Connects without Nagle's delay, which costs 40 ms together with delayed ACKs.
-pub(crate) async fn connect_tcp(host: &str, port: u16) -> io::Result<Box<dyn HiveStream>> {
+///
+/// # Errors
+/// `PermissionDenied` for an address that is not within reach; those of the system.
+pub(crate) async fn connect_tcp(
+    host: &str,
+    port: u16,
+    reach: &Reach,
+) -> io::Result<Box<dyn HiveStream>> {
     let stream = match host.parse::<IpAddr>() {
-        Ok(ip) => connect(SocketAddr::new(ip, port)).await?,
-        Err(_) => connect_by_name(host, port).await?,
+        Ok(ip) => connect(SocketAddr::new(ip, port), reach).await?,
+        Err(_) => connect_by_name(host, port, reach).await?,
     };
     stream.set_nodelay(true)?;
     Ok(Box::new(stream))
 }
 
-async fn connect_by_name(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn connect_by_name(host: &str, port: u16, reach: &Reach) -> io::Result<TcpStream> {
     let addresses = match lookup_host((host, port)).await {
         Ok(addresses) => addresses,
         // The resolver needs descriptors too, and does not say that it got none.
@@ -30,7 +38,7 @@ async fn connect_by_name(host: &str, port: u16) -> io::Result<TcpStream> {
     };
     let mut failed: Option<io::Error> = None;
     for address in addresses {
-        match connect(address).await {
+        match connect(address, reach).await {
             Ok(stream) => return Ok(stream),
             // What one of the addresses says of the other side counts more than our own trouble.
             Err(error) if failed.is_none() || shortage(&error).is_none() => failed = Some(error),
@@ -40,7 +48,11 @@ async fn connect_by_name(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(failed.unwrap_or_else(|| io::Error::other(format!("{host} has no address"))))
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(address: SocketAddr, reach: &Reach) -> io::Result<TcpStream> {
+    if !reach.allows(address.ip()) {
+        let why = refusal(address.ip());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
     TcpStream::connect(address).await.map_err(|error| {
         // Over IPv6 it is also said where this machine has no IPv6 at all.
         match Errno::from_io_error(&error) {
@@ -106,9 +118,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reserved_address_is_not_connected_to() {
+        for host in ["169.254.169.254", "2852039166", "fe80::1"] {
+            let refused = connect_tcp(host, 80, &Reach::default()).await;
+            let kind = refused.map(|_| ()).expect_err(host).kind();
+            assert_eq!(kind, io::ErrorKind::PermissionDenied, "{host}");
+        }
+    }
+
+    #[tokio::test]
     async fn an_ipv6_that_is_not_there_is_not_for_lack_of_ports() {
         // A documentation address (RFC 3849), which no machine can connect to.
-        let error = connect(SocketAddr::new([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(), 9));
+        let address = SocketAddr::new([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(), 9);
+        let reach = Reach::default();
+        let error = connect(address, &reach);
         let error = tokio::time::timeout(std::time::Duration::from_millis(200), error).await;
         if let Ok(Err(error)) = error {
             assert!(own_trouble(&error).is_none(), "{error}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
-use crate::domain::HiveProcess;
+use crate::domain::{HiveProcess, Reach};
 use crate::error::{Code, Error, Result};
 
 /// How long a connection attempt tells about a hive that has no process here.
@@ -16,13 +16,24 @@ const LISTENS_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct DirectTransport {
     host: String,
+    reach: Reach,
 }
 
 impl DirectTransport {
     /// A machine by name or address.
     #[must_use]
     pub fn new(host: impl Into<String>) -> Self {
-        DirectTransport { host: host.into() }
+        DirectTransport {
+            host: host.into(),
+            reach: Reach::default(),
+        }
+    }
+
+    /// The same machine, which may be at one of these addresses.
+    #[must_use]
+    pub fn within(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
     }
 
     fn unmanaged(&self, code: Code, wish: &str) -> Error {
@@ -56,7 +67,7 @@ impl HiveTransport for DirectTransport {
     }
 
     async fn is_running(&self, process: &HiveProcess) -> Result<bool> {
-        let attempt = connect_tcp(&self.host, process.port);
+        let attempt = connect_tcp(&self.host, process.port, &self.reach);
         let connected = tokio::time::timeout(LISTENS_TIMEOUT, attempt).await;
         Ok(matches!(connected, Ok(Ok(_))))
     }
@@ -66,6 +77,6 @@ impl HiveTransport for DirectTransport {
     }
 
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
-        connect_tcp(&self.host, port).await
+        connect_tcp(&self.host, port, &self.reach).await
     }
 }

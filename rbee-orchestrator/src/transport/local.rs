@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::process::{ProcessId, kill_group_of_child};
 use super::{HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp, own_trouble};
 use super::{log_file, ports, probe, program};
-use crate::domain::HiveProcess;
+use crate::domain::{HiveProcess, Reach};
 use crate::error::{Code, Error, Result};
 
 const HOST: &str = "127.0.0.1";
@@ -210,7 +210,7 @@ impl HiveTransport for LocalTransport {
     }
 
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
-        connect_tcp(HOST, port).await
+        connect_tcp(HOST, port, &Reach::default()).await
     }
 }
 

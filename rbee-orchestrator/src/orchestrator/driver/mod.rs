@@ -22,7 +22,7 @@ use super::connector::HiveMap;
 use crate::brain::{Action, Brain, Event, JobRequest};
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::domain::{JobId, JobRecord, Mono, Now, TenantId, WorkerId};
+use crate::domain::{JobId, JobRecord, Mono, Now, Reach, TenantId, WorkerId};
 use crate::error::{Error, Result};
 use crate::hashing::IdMap;
 use crate::hives::Provisioner;
@@ -67,6 +67,8 @@ pub(in crate::orchestrator) struct Driver {
     pub(in crate::orchestrator) inbox: Arc<Inbox>,
     /// Counts what changed in the fleet, for those who wait for it.
     pub(in crate::orchestrator) fleet_changes: watch::Sender<u64>,
+    /// Where models may be fetched from.
+    pub(in crate::orchestrator) reach: Reach,
     /// What requests hold.
     pub(in crate::orchestrator) bodies: Budget,
     core: Mutex<Core>,
@@ -101,6 +103,7 @@ impl Driver {
             keys: (0..KEY_LOCKS)
                 .map(|_| tokio::sync::Mutex::default())
                 .collect(),
+            reach: config.reach(),
             bodies: Budget::new(config.limits.max_bodies_bytes),
             provisioner: Arc::new(Provisioner::new(config.clone())),
             config,

@@ -43,7 +43,7 @@ use self::program::Program;
 use self::target::Target;
 use super::report::Report;
 use super::{Arrived, HiveCommand, HiveStream, HiveTransport, Preflight, connect_tcp};
-use crate::domain::{HiveProcess, SshTarget};
+use crate::domain::{HiveProcess, Reach, SshTarget};
 use crate::error::Result;
 
 pub use crate::config::{HostKeyPolicy, SshOptions};
@@ -71,6 +71,7 @@ pub struct SshTransport {
     hostname: String,
     tunnel: bool,
     machine: String,
+    reach: Reach,
 }
 
 impl SshTransport {
@@ -90,7 +91,15 @@ impl SshTransport {
             host: Arc::new(Host::new(target, options)),
             hostname: hostname.into(),
             tunnel,
+            reach: Reach::default(),
         }
+    }
+
+    /// The same, with a `hostname` that may be at one of these addresses.
+    #[must_use]
+    pub fn within(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
     }
 
     /// Runs a program there, with these arguments as they are.
@@ -184,7 +193,7 @@ impl HiveTransport for SshTransport {
     async fn connect(&self, port: u16) -> std::io::Result<Box<dyn HiveStream>> {
         match self.tunnel {
             true => Ok(Box::new(self.host.connect(port).await?)),
-            false => connect_tcp(&self.hostname, port).await,
+            false => connect_tcp(&self.hostname, port, &self.reach).await,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::host::Host;
 use super::target::{Keys, Target};
 use super::{SshOptions, SshTransport};
-use crate::domain::SshTarget;
+use crate::domain::{Reach, SshTarget};
 
 /// Who logs in where, and how. The name that was registered is a part of it: what it means can
 /// change with the user's SSH configuration.
@@ -74,6 +74,7 @@ impl SshSessions {
             hostname: hostname.into(),
             tunnel,
             machine,
+            reach: Reach::default(),
         }
     }
 
