@@ -137,6 +137,43 @@ fn back_pressure_before_a_kill_is_no_failure() {
     assert_eq!(ended["attempts"], 6, "{ended}");
 }
 
+/// A task whose message has an object nested so deep.
+fn nested(depth: usize) -> Value {
+    let mut inside = json!("x");
+    for _ in 0..depth {
+        inside = json!({ "a": inside });
+    }
+    let message = json!({"role": "user", "content": "x", "extra": inside});
+    json!({"model": "file:m", "messages": [message], "max_tokens": 1})
+}
+
+#[test]
+fn what_is_acknowledged_can_be_read_back_however_deep_it_is_nested() {
+    let home = Home::new();
+    let stub = home.stub(&["--words", "--itl-ms", "500"]);
+    let launch = launch(&home, &stub);
+    let queen = launch.start();
+    // It has the only slot when the queen is killed.
+    let first = queen.submit(&task(100));
+    let mut kept = Vec::new();
+    let mut refused = 0;
+    for depth in 115..=130 {
+        let reply = queen.try_submit(&nested(depth));
+        match reply.status {
+            202 => kept.push(reply.accepted()),
+            400 => refused += 1,
+            other => panic!("{depth}: {other} {}", reply.text),
+        }
+    }
+    assert!(kept.len() >= 5 && refused >= 3, "{kept:?} {refused}");
+    queen.kill();
+    stub.control("itl_ms=0").expect("a known key");
+    let queen = launch.start();
+    for id in kept.iter().chain([&first]) {
+        queen.assert_task_ends(id, "complete");
+    }
+}
+
 #[test]
 fn what_ended_long_enough_ago_is_purged_and_usage_stays() {
     let home = Home::new();

@@ -238,6 +238,40 @@ fn a_clock_that_steps_back_an_hour_delays_nothing_and_loses_nothing() {
 }
 
 #[test]
+fn a_clock_that_jumps_by_days_for_a_moment_deletes_nothing_and_forgets_no_key() {
+    let home = Home::new();
+    let clock = home.path().join("clock");
+    let set = |offset: &str| fs::write(&clock, offset).expect("the folder is ours");
+    set("+0");
+    let launch = home.queen().config("retention.interval = \"100ms\"");
+    let queen = with_clock(&clock, launch);
+    let _stub = stub(&home, &queen);
+    let mut keyed = task(2);
+    keyed["idempotency_key"] = json!("a-key");
+    let first = queen.submit(&keyed);
+    queen.assert_task_ends(&first, "complete");
+    for (days, key) in [(8, "b"), (-8, "c"), (30, "d"), (-30, "e")] {
+        set(&format!("{:+}", days * 24 * 3600));
+        // Submitted while the clock is wrong, and kept when it is right again.
+        keyed["idempotency_key"] = json!(key);
+        let within = queen.submit(&keyed);
+        queen.assert_task_ends(&within, "complete");
+        keyed["idempotency_key"] = json!("a-key");
+        assert_eq!(queen.submit(&keyed), first, "{days} days");
+        // Purges come ten times a second.
+        let another = queen.submit(&task(2));
+        queen.assert_task_ends(&another, "complete");
+        set("+0");
+        keyed["idempotency_key"] = json!(key);
+        assert_eq!(queen.submit(&keyed), within, "{days} days");
+    }
+    let kept = queen.tasks("state=complete");
+    assert_eq!(kept.len(), 9, "{kept:#?}");
+    let jumps = queen.log().matches("clock has jumped").count();
+    assert!((4..=8).contains(&jumps), "{jumps} jumps were told");
+}
+
+#[test]
 fn a_stream_does_not_notice_that_its_hive_was_killed() {
     let home = Home::new();
     home.add_model("m.stub", "itl_ms = 20");

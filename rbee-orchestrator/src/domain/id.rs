@@ -2,10 +2,11 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{ContextV7, Timestamp, Uuid};
 
 use super::UnixMillis;
 use crate::error::{Error, Result};
@@ -132,7 +133,15 @@ impl JobId {
     /// A new id, larger than every one that this process made before.
     #[must_use]
     pub fn mint() -> Self {
-        Self(Uuid::now_v7())
+        static CONTEXT: Mutex<AssertUnwindSafe<ContextV7>> =
+            Mutex::new(AssertUnwindSafe(ContextV7::new()));
+        let now = UnixMillis::now().0.max(0).cast_unsigned();
+        let nanos = (now % 1000) as u32 * 1_000_000;
+        Self(Uuid::new_v7(Timestamp::from_unix(
+            &CONTEXT,
+            now / 1000,
+            nanos,
+        )))
     }
 
     /// The bound between the ids that were made before that time and those since.

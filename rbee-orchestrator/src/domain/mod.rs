@@ -28,5 +28,5 @@ pub use reserved::Reach;
 pub(crate) use reserved::refusal;
 pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};
 pub use tenant::{Tenant, TenantLimits, UsageFilter, UsageRow};
-pub use time::{Mono, Now, UnixMillis};
+pub use time::{JUMP_BELIEVED_AFTER, Mono, Now, UnixMillis};
 pub use worker::{Prospect, Worker, WorkerProtocol, WorkerSpec, WorkerState};

@@ -63,6 +63,9 @@ impl Orchestrator {
         let bytes = text.len() as u64;
         let kept = asynchronous || driver.config.privacy.store_prompts;
         let stored = kept.then(|| text.into_owned());
+        if asynchronous && let Some(stored) = &stored {
+            read_back(stored)?;
+        }
         let request_hash = match (&payload, &options.idempotency_key) {
             (Payload::Task(task), Some(_)) => Some(hash(task)?),
             _ => None,
@@ -154,10 +157,7 @@ impl Orchestrator {
 
     /// Reads what an earlier life kept back into a job.
     pub(super) fn draft_again(&self, record: &JobRecord, stored: &[u8]) -> Result<Draft> {
-        let task: TaskRequest = serde_json::from_slice(stored).map_err(|error| {
-            Error::internal(format!("the stored request can't be read: {error}"))
-        })?;
-        let mut draft = self.draft_task(task, true)?;
+        let mut draft = self.draft_task(read_back(stored)?, true)?;
         let waited = UnixMillis::now().since(record.submitted_at);
         if record.attempt == 0 {
             let left = draft.request.queue_timeout.saturating_sub(waited);
@@ -188,6 +188,16 @@ fn text_of(payload: &Payload) -> Result<Cow<'_, [u8]>> {
     Ok(match payload {
         Payload::OpenAi { body, .. } => Cow::Borrowed(body.bytes()),
         Payload::Task(task) => Cow::Owned(written(task)?),
+    })
+}
+
+/// Reads what is kept of a task. What can't be read back is not acknowledged: kept, it stands within another
+/// value, and readers go only so deep.
+fn read_back(stored: &[u8]) -> Result<TaskRequest> {
+    serde_json::from_slice(stored).map_err(|error| {
+        Error::invalid(format!(
+            "the task could not be read back after a restart: {error}; send it with less nesting"
+        ))
     })
 }
 

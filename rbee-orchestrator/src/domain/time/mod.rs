@@ -1,12 +1,16 @@
 //! Two clocks: one that only moves forward, for time-outs, and the wall's, for what people read.
 
+mod wall;
+
 use std::fmt;
 use std::ops::Add;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+pub use wall::JUMP_BELIEVED_AFTER;
 
 /// Monotonic time: how long ago the process (or a simulation) began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +36,11 @@ impl Add<Duration> for Mono {
 pub struct UnixMillis(pub i64);
 
 impl UnixMillis {
-    /// The system's clock.
+    /// The system's clock. A jump by more than a minute is believed when it has lasted for
+    /// [`JUMP_BELIEVED_AFTER`]; until then time goes on as before it, in the whole process.
     #[must_use]
     pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        // A clock before 1970 is not set at all.
-        UnixMillis(since.map_or(0, |since| since.as_millis() as i64))
+        wall::now()
     }
 
     /// Reads an RFC 3339 time; `None` if it is not one.
