@@ -98,6 +98,8 @@ codes! {
     ShuttingDown = "SHUTTING_DOWN", 503;
     /// It took longer than it was allowed to.
     Timeout = "TIMEOUT", 504;
+    /// The request has come by this way before.
+    LoopDetected = "LOOP_DETECTED", 508;
     /// A disk has no room for the model.
     InsufficientDisk = "INSUFFICIENT_DISK", 507;
     /// The queen was restarted meanwhile.

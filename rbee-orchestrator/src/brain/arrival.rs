@@ -71,7 +71,7 @@ impl Brain {
                 &format!("its hive's host is {hostname}"),
             ));
         }
-        Ok(spec_of(call))
+        Ok(call.spec())
     }
 
     /// A worker that is known says that it is ready.
@@ -205,7 +205,7 @@ impl Brain {
         {
             return Err(self.hive_not_found(hive).param("node_name"));
         }
-        let spec = spec_of(call);
+        let spec = call.spec();
         let old = self.workers.get(&call.id);
         if old.is_some_and(|old| *old.spec == spec && !old.draining) {
             return Ok(());
@@ -258,18 +258,21 @@ fn not_its_address(call: &WorkerCallback, why: &str) -> Error {
     Error::invalid(format!("worker {id} can't be at {host}:{port}: {why}")).param("url")
 }
 
-fn spec_of(call: &WorkerCallback) -> WorkerSpec {
-    WorkerSpec {
-        id: call.id.clone(),
-        hive: call.hive.clone(),
-        model: call.model.clone(),
-        served_model: call.served_model.clone(),
-        backend: call.backend.clone(),
-        device: call.device.unwrap_or(0),
-        host: call.host.clone(),
-        port: call.port,
-        protocol: call.protocol.unwrap_or_default(),
-        slots_total: call.slots_total.unwrap_or(1).max(1),
-        vram_bytes: call.vram_bytes.unwrap_or(0),
+impl WorkerCallback {
+    /// The worker that it tells of.
+    pub(crate) fn spec(&self) -> WorkerSpec {
+        WorkerSpec {
+            id: self.id.clone(),
+            hive: self.hive.clone(),
+            model: self.model.clone(),
+            served_model: self.served_model.clone(),
+            backend: self.backend.clone(),
+            device: self.device.unwrap_or(0),
+            host: self.host.clone(),
+            port: self.port,
+            protocol: self.protocol.unwrap_or_default(),
+            slots_total: self.slots_total.unwrap_or(1).max(1),
+            vram_bytes: self.vram_bytes.unwrap_or(0),
+        }
     }
 }

@@ -59,6 +59,9 @@ pub struct RequestOptions {
     pub idempotency_key: Option<String>,
     /// Ties it to log lines here and on hives and workers; made when absent.
     pub correlation_id: Option<String>,
+    /// Queens that have passed it on before this one.
+    #[serde(default)]
+    pub hops: u32,
 }
 
 /// A task: what `POST /v2/tasks` takes.

@@ -14,7 +14,11 @@ static TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
 static SESSION: HeaderName = HeaderName::from_static("x-session-id");
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+static HOPS: HeaderName = HeaderName::from_static("x-rbee-hops");
 static DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
+
+/// Queens that may pass a request on, one to the other: more are a circle.
+const MAX_HOPS: u32 = 4;
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>> {
     let Some(value) = headers.get(name) else {
@@ -36,6 +40,18 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
         correlation_id: Some(context.correlation_id.to_owned()),
         ..RequestOptions::default()
     };
+    if let Some(hops) = text(headers, &HOPS)? {
+        options.hops = hops
+            .parse()
+            .map_err(|_| Error::invalid(format!("X-Rbee-Hops {hops:?} is not a number")))?;
+        if options.hops > MAX_HOPS {
+            let message = format!(
+                "the request has been passed on by {hops} queens, and {MAX_HOPS} are allowed: most \
+                 likely one of them has itself, or one before it, as a worker"
+            );
+            return Err(Error::new(Code::LoopDetected, message));
+        }
+    }
     if let Some(name) = text(headers, &PRIORITY)? {
         options.priority = priority(name)?;
     }

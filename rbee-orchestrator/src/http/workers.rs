@@ -231,7 +231,7 @@ where
         let message = format!("slots_total must be from 1 to {MOST_SLOTS}");
         return Err(Error::invalid(message).param("slots_total"));
     }
-    context.orchestrator.register_worker(&call)?;
+    context.orchestrator.register_other(&call).await?;
     let message = format!("worker {} is registered and used once it answers", call.id);
     Ok(answer::ok(
         &json!({"success": true, "message": message, "worker_id": call.id}),

@@ -12,6 +12,9 @@ use crate::domain::{HiveId, HiveStatus, ModelRef, Worker, WorkerId};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Hive;
 
+/// How long a new worker may take to show that it is this orchestrator.
+const LOOK_FOR_ONESELF: Duration = Duration::from_secs(1);
+
 /// A model on a hive, or served by a worker that no hive owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
@@ -88,6 +91,32 @@ impl Orchestrator {
     /// A hive's call that a worker died.
     pub fn worker_failed(&self, worker: WorkerId, error: Error) {
         self.driver.feed(Event::WorkerFailed { worker, error });
+    }
+
+    /// What tells this orchestrator from others.
+    pub(crate) fn instance(&self) -> &str {
+        self.driver.pool.instance()
+    }
+
+    /// Takes in a server that no hive owns, unless it is this orchestrator itself.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when it is; those of [`Orchestrator::register_worker`].
+    pub async fn register_other(&self, call: &WorkerCallback) -> Result<()> {
+        if self
+            .driver
+            .pool
+            .is_own(&call.spec(), LOOK_FOR_ONESELF)
+            .await
+        {
+            let message = format!(
+                "http://{}:{} leads to this queen herself, who is no worker of her own; give an \
+                 engine's address",
+                call.host, call.port
+            );
+            return Err(Error::invalid(message).param("url"));
+        }
+        self.register_worker(call)
     }
 
     /// Takes in a server that no hive owns. It is used once it answers its health check.

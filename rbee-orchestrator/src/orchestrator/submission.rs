@@ -90,6 +90,7 @@ impl Orchestrator {
             asynchronous,
             correlation_id,
             deadline: options.deadline,
+            hops: options.hops,
             submitted_at: at,
             hive_authorization: Some(self.hive_authorization.clone()),
             held: None,
@@ -211,6 +212,7 @@ fn hash(task: &TaskRequest) -> Result<RequestHash> {
         deadline: None,
         total_timeout: None,
         queue_timeout: None,
+        hops: 0,
         ..task.options
     };
     Ok(RequestHash(Sha256::digest(written(&task)?).into()))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use foldhash::fast::FixedState;
 use http::StatusCode;
+use uuid::Uuid;
 
 use super::connection::{Connection, Head, SendError};
 use crate::brain::Blame;
@@ -45,6 +46,8 @@ pub(crate) struct Pool {
     connector: Box<dyn Connector>,
     connect_timeout: Duration,
     max_idle: usize,
+    /// Tells this process from others, so that it knows itself behind a worker's address.
+    instance: String,
 }
 
 /// An answer that has begun, with the connection that its body comes on.
@@ -70,7 +73,12 @@ impl Pool {
             connector,
             connect_timeout: config.timeouts.connect,
             max_idle: config.limits.max_idle_connections,
+            instance: Uuid::new_v4().simple().to_string(),
         }
+    }
+
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
     }
 
     fn shard(&self) -> std::sync::MutexGuard<'_, Shard> {
@@ -170,15 +178,30 @@ impl Pool {
         worker: &Arc<WorkerSpec>,
         time_out: Duration,
     ) -> Option<bool> {
-        let head = format!(
-            "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n",
-            Authority(worker)
-        );
-        match self.ask(worker, &head, time_out).await {
+        match self.health(worker, time_out).await {
             Ok(status) => Some(status.is_success()),
             Err(Some(none)) if none.blame == Blame::Queen => None,
             Err(_) => Some(false),
         }
+    }
+
+    /// Whether a worker's address leads to this process, which then says so.
+    pub(crate) async fn is_own(&self, worker: &WorkerSpec, time_out: Duration) -> bool {
+        let status = self.health(worker, time_out).await;
+        status.is_ok_and(|status| status == StatusCode::LOOP_DETECTED)
+    }
+
+    async fn health(
+        &self,
+        worker: &WorkerSpec,
+        time_out: Duration,
+    ) -> Result<StatusCode, Option<NoAnswer>> {
+        let head = format!(
+            "GET /health HTTP/1.1\r\nhost: {}\r\nx-rbee-instance: {}\r\n\r\n",
+            Authority(worker),
+            self.instance
+        );
+        self.ask(worker, &head, time_out).await
     }
 
     /// Tells an `rbee` worker that nobody waits for a job any more. Older ones have no such call,
@@ -197,7 +220,7 @@ impl Pool {
     /// The status of an answer; an error without a reason is one that came too late.
     async fn ask(
         &self,
-        worker: &Arc<WorkerSpec>,
+        worker: &WorkerSpec,
         request: &str,
         time_out: Duration,
     ) -> Result<StatusCode, Option<NoAnswer>> {

@@ -287,7 +287,8 @@ async fn refused(
             blame: Blame::Load(after),
             ..Failure::from(error)
         },
-        () if for_client => Failure::from(error),
+        // Another try would only go around once more.
+        () if for_client || error.code == Code::LoopDetected => Failure::from(error),
         () => Failure::of_worker(error),
     })
 }
@@ -304,6 +305,7 @@ pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> Error {
     let code = match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Code::NoCapacity,
         status if status.is_client_error() => Code::InvalidRequest,
+        StatusCode::LOOP_DETECTED => Code::LoopDetected,
         _ => Code::WorkerFailed,
     };
     Error::new(code, format!("{said} (status {})", status.as_u16()))

@@ -15,7 +15,7 @@ use crate::relay::tokens::Demand;
 use crate::relay::translate::openai_request;
 
 /// A head with all that may stand in it, as a rule.
-const HEAD_BYTES: usize = 320;
+const HEAD_BYTES: usize = 340;
 
 /// A body up to this size goes out in one write with its head.
 const ONE_WRITE_BYTES: usize = 32 << 10;
@@ -42,6 +42,8 @@ pub(crate) struct Call {
     pub(crate) asynchronous: bool,
     pub(crate) correlation_id: String,
     pub(crate) deadline: Option<UnixMillis>,
+    /// Queens that have passed it on before this one.
+    pub(crate) hops: u32,
     pub(crate) submitted_at: UnixMillis,
     /// `Bearer …` for workers of our hives.
     pub(crate) hive_authorization: Option<HeaderValue>,
@@ -132,8 +134,9 @@ fn write_head(
     write!(
         head,
         "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n",
-        Authority(worker)
+         content-length: {length}\r\nx-rbee-hops: {}\r\n",
+        Authority(worker),
+        call.hops.saturating_add(1)
     )?;
     if HeaderValue::from_str(&call.correlation_id).is_ok() {
         write!(head, "x-correlation-id: {}\r\n", call.correlation_id)?;
