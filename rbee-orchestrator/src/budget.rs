@@ -1,7 +1,10 @@
-//! Memory for the bodies of requests: what each holds is counted against one bound.
+//! Memory for the bodies of requests, and for whole answers: what each holds is counted against one
+//! bound.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
 
 use crate::error::{Code, Error};
 
@@ -9,7 +12,7 @@ use crate::error::{Code, Error};
 /// waits.
 pub(crate) const SMALL: usize = 8 << 10;
 
-/// How many bytes the bodies of requests may hold in all. Cheap to clone.
+/// How many bytes such may hold in all. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     inner: Arc<Inner>,
@@ -77,6 +80,25 @@ impl Held {
             self.bytes += more;
         }
         grown.is_ok()
+    }
+}
+
+/// Bytes that are counted until nobody has them any more.
+struct Counted {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Held {
+    /// Goes with these bytes from now on.
+    pub(crate) fn keep(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Counted { bytes, _held: self })
     }
 }
 

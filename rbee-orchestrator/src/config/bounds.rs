@@ -113,6 +113,8 @@ pub struct Limits {
     pub min_body_bytes_per_second: u64,
     /// A worker's unstreamed answer, in bytes.
     pub max_response_bytes: usize,
+    /// All unstreamed answers that are being collected or wait for their clients to take them, in bytes.
+    pub max_answers_bytes: usize,
     /// One event of a worker's stream, in bytes.
     pub max_event_bytes: usize,
     /// Idle connections kept to one worker by one thread.
@@ -131,6 +133,7 @@ impl Default for Limits {
             max_bodies_bytes: 256 << 20,
             min_body_bytes_per_second: 8 << 10,
             max_response_bytes: 64 << 20,
+            max_answers_bytes: 256 << 20,
             max_event_bytes: 1 << 20,
             max_idle_connections: 1024,
             max_connections: None,

@@ -146,6 +146,12 @@ impl Config {
                 "replay.max_bytes must be at least limits.max_response_bytes, the longest answer",
             ));
         }
+        if self.limits.max_answers_bytes < self.limits.max_response_bytes {
+            return Err(Error::invalid(
+                "limits.max_answers_bytes must be at least limits.max_response_bytes, the longest \
+                 answer",
+            ));
+        }
         if self.limits.max_bodies_bytes < self.limits.max_body_bytes {
             return Err(Error::invalid(
                 "limits.max_bodies_bytes must be at least limits.max_body_bytes, the longest body",

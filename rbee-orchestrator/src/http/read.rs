@@ -80,18 +80,6 @@ struct Share<'a> {
     bytes: usize,
 }
 
-/// Bytes that are counted until nobody has them any more.
-struct Counted {
-    bytes: Bytes,
-    _held: Held,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 impl<'a> Share<'a> {
     fn new(context: &'a Context<'a>) -> Self {
         Share {
@@ -127,7 +115,7 @@ impl<'a> Share<'a> {
     fn keeps(self, bytes: Bytes) -> Bytes {
         match self.held {
             None => bytes,
-            Some(_held) => Bytes::from_owner(Counted { bytes, _held }),
+            Some(held) => held.keep(bytes),
         }
     }
 }

@@ -95,6 +95,7 @@ impl Orchestrator {
             hive_authorization: Some(self.hive_authorization.clone()),
             held: None,
             demand,
+            answers: driver.answers.clone(),
             max_response_bytes: driver.config.limits.max_response_bytes,
             max_event_bytes: driver.config.limits.max_event_bytes,
         };

@@ -123,6 +123,15 @@ impl Connection {
         self.stream.flush().await
     }
 
+    /// The length of what is to come of the body, where the head told it.
+    pub(crate) fn told_length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(left) => Some(left),
+            Framing::Ended => Some(0),
+            Framing::Chunked(_) | Framing::UntilClose => None,
+        }
+    }
+
     /// The next piece of an answer's body; `None` at its end.
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         loop {

@@ -176,6 +176,11 @@ pub(super) fn of_prompts(json: &str) -> (u64, u64) {
     (tokens, prompts)
 }
 
+/// The length of all texts in a part of an answer, in bytes. Null is none.
+pub(super) fn text_bytes(json: &str) -> u64 {
+    read(json).map_or(0, |weight| weight.bytes)
+}
+
 fn read(json: &str) -> serde_json::Result<Weight> {
     let mut weight = Weight::default();
     let mut reader = serde_json::Deserializer::from_str(json);

@@ -1,11 +1,13 @@
 //! What workers say that they counted, and what is counted for them where they do not.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer as _, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::openai::read_text;
-use super::tokens::{Demand, MOST_TOKENS, of_text};
+use super::tokens::{self, Demand, MOST_TOKENS, of_text};
 use crate::domain::Usage;
 
 /// `usage` as OpenAI writes it. A count that is no number counts nothing.
@@ -32,8 +34,11 @@ impl<'de> Deserialize<'de> for WireUsage {
     }
 }
 
+/// A longer `usage` is none.
+const LARGEST_USAGE_BYTES: usize = 16 << 10;
+
 /// The form that nearly all workers write.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct PlainUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
@@ -49,6 +54,7 @@ impl WireUsage {
                 prompt: prompt_tokens.min(MOST_TOKENS),
                 completion: completion_tokens.min(MOST_TOKENS),
             },
+            Err(_) if json.get().len() > LARGEST_USAGE_BYTES => WireUsage::default(),
             Err(_) => serde_json::from_str(json.get()).unwrap_or_default(),
         }
     }
@@ -87,7 +93,7 @@ pub(crate) fn filled(counted: Option<Usage>, demand: &Demand, written: u64) -> U
 }
 
 /// What is read of an unstreamed answer.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Answer<'a> {
     #[serde(borrow, default)]
     usage: Option<&'a RawValue>,
@@ -110,13 +116,13 @@ pub(crate) fn of_answer(body: &[u8], demand: &Demand) -> serde_json::Result<Usag
     {
         return Ok(usage);
     }
-    let choices = answer.choices.map(|choices| choices.get());
-    let choices: Vec<Value> = choices
-        .and_then(|choices| serde_json::from_str(choices).ok())
-        .unwrap_or_default();
-    let written = Written::read(&choices, demand);
+    let mut written = Written::default();
+    if let Some(choices) = answer.choices {
+        // What is no list of choices has no text that anybody could read.
+        let _ = written.read(choices.get(), demand);
+    }
     let mut usage = filled(counted, demand, written.probably);
-    if choices.len() > 1 && usage.tokens_out < written.at_least {
+    if written.choices > 1 && usage.tokens_out < written.at_least {
         (usage.tokens_out, usage.estimated) = (written.probably, true);
     }
     if usage.tokens_in == 0 && demand.answers == 0 {
@@ -129,44 +135,90 @@ pub(crate) fn of_answer(body: &[u8], demand: &Demand) -> serde_json::Result<Usag
 /// How many tokens the texts of an answer are.
 #[derive(Default)]
 struct Written {
+    choices: u64,
     at_least: u64,
     probably: u64,
 }
 
+/// A choice of an answer, of which only the length of its texts is kept.
+#[derive(serde::Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<Message<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+#[derive(serde::Deserialize)]
+struct Message<'a> {
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+}
+
 impl Written {
-    fn read(choices: &[Value], demand: &Demand) -> Self {
-        let mut written = Written::default();
-        for choice in choices {
-            let texts = ["text", "message"].map(|field| choice.get(field).map_or(0, text_bytes));
-            let bytes: u64 = texts.iter().sum();
-            let bound = demand.answer.unwrap_or(MOST_TOKENS);
-            // One that was cut off has as many as it may, if it is not the context that was full.
-            let (least, probably) = match choice["finish_reason"].as_str() {
-                Some("length") => (bytes.div_ceil(2), bytes.div_ceil(2)),
-                _ => (bytes / 6, of_text(bytes)),
-            };
-            written.at_least += least.min(bound);
-            written.probably += probably.min(bound);
-        }
-        written
+    fn read(&mut self, choices: &str, demand: &Demand) -> serde_json::Result<()> {
+        let mut reader = serde_json::Deserializer::from_str(choices);
+        reader.deserialize_seq(Choices {
+            written: self,
+            demand,
+        })
+    }
+
+    fn add(&mut self, choice: &Choice<'_>, demand: &Demand) {
+        let said = choice.message.as_ref();
+        let texts = [
+            choice.text,
+            said.and_then(|said| said.content),
+            said.and_then(|said| said.reasoning_content),
+            said.and_then(|said| said.tool_calls),
+        ];
+        let texts = texts.iter().flatten();
+        let bytes: u64 = texts.map(|json| tokens::text_bytes(json.get())).sum();
+        let bound = demand.answer.unwrap_or(MOST_TOKENS);
+        let cut_off = choice
+            .finish_reason
+            .is_some_and(|why| why.get() == "\"length\"");
+        // One that was cut off has as many as it may, if it is not the context that was full.
+        let (least, probably) = if cut_off {
+            (bytes.div_ceil(2), bytes.div_ceil(2))
+        } else {
+            (bytes / 6, of_text(bytes))
+        };
+        self.choices += 1;
+        self.at_least += least.min(bound);
+        self.probably += probably.min(bound);
     }
 }
 
-/// The length of all texts in a value, in bytes.
-fn text_bytes(value: &Value) -> u64 {
-    match value {
-        Value::String(text) => text.len() as u64,
-        Value::Array(values) => values.iter().map(text_bytes).sum(),
-        Value::Object(fields) => {
-            let said = fields.iter().filter(|(key, _)| *key != "role");
-            said.map(|(_, value)| text_bytes(value)).sum()
+/// Reads choices one by one: a worker may send any number.
+struct Choices<'a> {
+    written: &'a mut Written,
+    demand: &'a Demand,
+}
+
+impl<'de> Visitor<'de> for Choices<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("choices")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut choices: A) -> Result<(), A::Error> {
+        while let Some(choice) = choices.next_element::<Choice<'de>>()? {
+            self.written.add(&choice, self.demand);
         }
-        _ => 0,
+        Ok(())
     }
 }
 
 /// What a stream's chunk says about usage.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct UsageChunk<'a> {
     #[serde(borrow, default)]
     usage: Option<&'a RawValue>,
@@ -184,7 +236,7 @@ pub(crate) struct ChunkUsage {
 
 impl ChunkUsage {
     pub(crate) fn read(data: &[u8]) -> Option<Self> {
-        #[derive(Deserialize)]
+        #[derive(serde::Deserialize)]
         struct Choice {
             #[serde(default)]
             index: u64,

@@ -4,11 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
 use super::call::{Call, Payload, outgoing, request};
+use super::gathered::Gathered;
 use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol, WorkerSpec};
 use crate::error::{Code, Error, Result};
@@ -142,22 +143,16 @@ async fn send(
 async fn collect(
     pool: &Pool,
     worker: &WorkerSpec,
+    call: &Call,
     mut connection: Connection,
-    limit: usize,
 ) -> Result<Bytes, Failure> {
-    let mut first = Bytes::new();
-    let mut more = BytesMut::new();
+    let mut gathered = Gathered::new(call, connection.told_length());
+    gathered.fits(worker, gathered.told)?;
     loop {
         let next = std::future::poll_fn(|cx| connection.poll_data(cx)).await;
         match next {
             None => break,
-            Some(Ok(data)) if first.is_empty() => first = data,
-            Some(Ok(data)) => {
-                if more.is_empty() {
-                    more.extend_from_slice(&first);
-                }
-                more.extend_from_slice(&data);
-            }
+            Some(Ok(data)) => gathered.add(worker, data)?,
             Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 let message = format!("worker {} sent what is not HTTP: {error}", worker.id);
                 let error = Error::new(Code::UpstreamInvalid, message);
@@ -165,19 +160,11 @@ async fn collect(
             }
             Some(Err(error)) => return Err(broke_off(worker, &error.to_string())),
         }
-        if first.len().max(more.len()) > limit {
-            let message = format!("worker {} answered with more than {limit} bytes", worker.id);
-            return Err(Error::new(Code::UpstreamInvalid, message).into());
-        }
     }
     if connection.is_reusable() {
         pool.put(worker, connection);
     }
-    Ok(if more.is_empty() {
-        first
-    } else {
-        more.freeze()
-    })
+    Ok(gathered.whole())
 }
 
 fn broke_off(worker: &WorkerSpec, why: &str) -> Failure {
@@ -195,7 +182,7 @@ async fn whole(
     answer: Answer,
 ) -> Result<Opened, Failure> {
     let Answer { head, connection } = answer;
-    let body = collect(pool, worker, connection, call.max_response_bytes).await?;
+    let body = collect(pool, worker, call, connection).await?;
     let usage = of_answer(&body, &call.demand).map_err(|error| {
         let message = format!(
             "worker {} answered with what is not JSON: {error}",
@@ -220,7 +207,7 @@ async fn whole_completion(
     answer: Answer,
 ) -> Result<Opened, Failure> {
     let connection = answer.connection;
-    let body = collect(pool, worker, connection, call.max_response_bytes).await?;
+    let body = collect(pool, worker, call, connection).await?;
     let mut pieces = Vec::new();
     let mut splitter = Splitter::new(call.max_response_bytes);
     for event in events(&splitter.push(body).unwrap_or_default()) {
@@ -260,7 +247,7 @@ async fn refused(
     answer: Answer,
 ) -> Result<Opened, Failure> {
     let Answer { head, connection } = answer;
-    let body = collect(pool, worker, connection, call.max_response_bytes).await?;
+    let body = collect(pool, worker, call, connection).await?;
     let retry_after = head.retry_after;
     let is_load = matches!(
         head.status,

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use http::HeaderValue;
 
+use crate::budget::Budget;
 use crate::budget::Held;
 use crate::domain::{JobId, JobKind, TaskRequest, UnixMillis, WorkerProtocol, WorkerSpec};
 use crate::error::{Error, Result};
@@ -51,6 +52,8 @@ pub(crate) struct Call {
     pub(crate) held: Option<Held>,
     /// What the worker may count.
     pub(crate) demand: Demand,
+    /// What all whole answers may hold.
+    pub(crate) answers: Budget,
     pub(crate) max_response_bytes: usize,
     pub(crate) max_event_bytes: usize,
 }

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod call;
+mod gathered;
 mod inbox;
 mod journal;
 mod lease;

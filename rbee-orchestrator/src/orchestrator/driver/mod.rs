@@ -71,6 +71,7 @@ pub(in crate::orchestrator) struct Driver {
     pub(in crate::orchestrator) reach: Reach,
     /// What requests hold.
     pub(in crate::orchestrator) bodies: Budget,
+    pub(in crate::orchestrator) answers: Budget,
     core: Mutex<Core>,
     /// Workers that are being asked whether they answer.
     checking: Mutex<HashSet<WorkerId>>,
@@ -105,6 +106,7 @@ impl Driver {
                 .collect(),
             reach: config.reach(),
             bodies: Budget::new(config.limits.max_bodies_bytes),
+            answers: Budget::new(config.limits.max_answers_bytes),
             provisioner: Arc::new(Provisioner::new(config.clone())),
             config,
             owner,
