@@ -32,6 +32,14 @@ impl Budget {
         }
     }
 
+    /// Holds so many bytes for a task that outlives its connection, if there is room: a quarter is left
+    /// to those who wait for an answer.
+    pub(crate) fn hold_for_later(&self, bytes: usize) -> Option<Held> {
+        let held = self.hold(bytes)?;
+        let used = self.inner.used.load(Ordering::Relaxed);
+        (used <= self.inner.most / 4 * 3).then_some(held)
+    }
+
     /// Holds so many bytes, if there is room.
     pub(crate) fn hold(&self, bytes: usize) -> Option<Held> {
         let mut held = Held {
@@ -112,6 +120,18 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tasks_for_later_leave_a_quarter_to_those_who_wait() {
+        let budget = Budget::new(100);
+        let later = budget.hold_for_later(75).expect("there is room");
+        assert!(budget.hold_for_later(1).is_none());
+        let now = budget.hold(25).expect("that much is left");
+        drop(later);
+        assert!(budget.hold_for_later(51).is_none());
+        assert!(budget.hold_for_later(50).is_some());
+        drop(now);
+    }
 
     #[test]
     fn what_is_held_counts_until_it_is_dropped() {

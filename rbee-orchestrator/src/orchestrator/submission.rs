@@ -152,7 +152,12 @@ impl Orchestrator {
         let bytes = usize::try_from(draft.request.bytes).unwrap_or(usize::MAX);
         if bytes > SMALL {
             let bodies = &self.driver.bodies;
-            draft.call.held = Some(bodies.hold(bytes).ok_or_else(|| bodies.is_full())?);
+            let held = if draft.call.asynchronous {
+                bodies.hold_for_later(bytes)
+            } else {
+                bodies.hold(bytes)
+            };
+            draft.call.held = Some(held.ok_or_else(|| bodies.is_full())?);
         }
         Ok(())
     }
