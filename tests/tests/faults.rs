@@ -246,14 +246,33 @@ fn what_an_engine_refuses_no_other_is_asked() {
 }
 
 #[test]
-fn an_interactive_request_is_tried_three_times_at_most() {
-    let house = House::new("three");
-    let engines = ["status_500"; 4].map(|fault| house.engine(fault));
-    let reply = house.queen().ask(CHAT, &house.chat(false));
-    assert_error(&reply, 502, "WORKER_FAILED", &["500"]);
-    let asked: u64 = engines.iter().map(|e| e.count("requests")).sum();
-    assert_eq!(asked, 3);
-    house.queen().assert_no_slot_leaked_of(&house.model);
+fn what_fails_on_two_engines_is_given_to_no_third() {
+    for fault in ["status_500", "close_without_a_byte"] {
+        let house = House::new(&format!("{fault}-on-two"));
+        let engines = [fault; 4].map(|fault| house.engine(fault));
+        let reply = house.queen().ask(CHAT, &house.chat(false));
+        assert_error(&reply, 502, "WORKER_FAILED", &["no other worker"]);
+        let asked = engines.iter().filter(|e| e.count("requests") > 0);
+        assert_eq!(asked.count(), 2, "{fault}");
+        house.queen().assert_no_slot_leaked_of(&house.model);
+    }
+}
+
+#[test]
+fn an_only_engine_that_answers_500_is_asked_once_and_serves_the_next_at_once() {
+    let house = House::new("once");
+    let stub = house.engine("none");
+    for n in 1..=12 {
+        set(&stub, "status_500");
+        let reply = house.queen().ask(CHAT, &house.chat(n % 2 == 0));
+        assert_error(&reply, 502, "WORKER_FAILED", &["the stub says 500"]);
+        assert_eq!(stub.count("requests"), n);
+    }
+    let job_id = house.queen().submit(&house.task(true));
+    house.queen().assert_task_ends(&job_id, "failed");
+    assert_eq!(stub.count("requests"), 13);
+    set(&stub, "none");
+    house.serves();
 }
 
 #[test]
@@ -280,7 +299,6 @@ fn an_engine_that_always_fails_is_left_alone() {
 #[test]
 fn an_asynchronous_task_is_tried_again_and_its_text_is_that_of_one_attempt() {
     for fault in [
-        "status_500",
         "close_without_a_byte",
         "drop_mid_stream=2",
         "half_event=2",

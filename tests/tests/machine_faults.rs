@@ -209,7 +209,7 @@ fn a_clock_that_steps_back_an_hour_delays_nothing_and_loses_nothing() {
     let mut events = vec![stream.until_type("started"), stream.until_type("token")];
     let before = queen.submit(&task(4));
     // It waits for its second attempt when the clock steps.
-    stub.control("fault=status_500&fault_times=1")
+    stub.control("fault=drop_mid_stream=1&fault_times=1")
         .expect("a known fault");
     let waits = queen.submit(&task(4));
 

@@ -252,3 +252,39 @@ fn a_real_engine_is_gone_when_the_queen_has_stopped() {
     queen.stop(Signal::TERM);
     home.assert_nothing_runs();
 }
+
+#[test]
+fn a_callers_mistake_is_told_at_once_in_the_engines_words_and_nobody_else_notices() {
+    let shared = shared();
+    let queen = &shared.0;
+    let hi = json!({"role": "user", "content": "hi"});
+    let image = json!({"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]});
+    let call = json!({"role": "assistant", "tool_calls": [
+        {"id": "1", "function": {"name": "f", "arguments": "{}"}}]});
+    let said_by = |messages: Value| json!({"model": MODEL, "max_tokens": 2, "messages": messages});
+    let mut no_function = said_by(json!([hi]));
+    no_function["tools"] = json!([{"type": "function"}]);
+    for (bad, words) in [
+        (said_by(json!([{"content": "x"}])), "Missing 'role'"),
+        (said_by(json!([image])), "image input is not supported"),
+        (said_by(json!([hi, call])), "Missing tool call type"),
+        (no_function, "Missing tool function"),
+    ] {
+        for _ in 0..4 {
+            let reply = queen.ask(CHAT, &bad);
+            assert_error(&reply, 400, "INVALID_REQUEST", &[words]);
+            let kind = &reply.json()["error"]["type"];
+            assert_eq!(kind, "invalid_request_error", "{}", reply.text);
+            let id = reply.header("x-job-id");
+            assert_eq!(queen.task(id)["attempts"], 1, "{words}");
+        }
+        let good = queen.ask(CHAT, &said_by(json!([hi])));
+        assert_eq!(good.status, 200, "{}", good.text);
+    }
+    let job_id = queen.submit(&said_by(json!([image])));
+    queen.assert_task_ends(&job_id, "failed");
+    let task = queen.task(&job_id);
+    assert_eq!(task["attempts"], 1, "{task}");
+    assert_eq!(task["error"]["code"], "INVALID_REQUEST", "{task}");
+}

@@ -227,6 +227,8 @@ impl Brain {
             attempt: request.attempts,
             failures: request.failures,
             past: None,
+            faults: Vec::new(),
+            deaths: 0,
             ticket: Ticket::default(),
             phase: Phase::Waiting,
             cut_short: None,
@@ -296,6 +298,9 @@ impl Brain {
             return;
         };
         match placement {
+            Some(Placement::Route { worker, .. }) if job.was_answered_by(&worker) => {
+                self.end_answered(now, id, out);
+            }
             Some(Placement::Route { worker, why })
                 if self.may_take(&job.key, &worker) && !self.is_wanted(&job.key, &worker) =>
             {

@@ -175,6 +175,7 @@ impl Brain {
             notes.answered = true;
             notes.doubted = false;
             notes.suspect = false;
+            notes.broke_off.clear();
             notes.missing = 0;
             if let Some(due) = notes.suspect_due.take() {
                 self.due.remove(&(due, Due::Suspect(id.clone())));

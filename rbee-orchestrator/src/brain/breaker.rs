@@ -40,11 +40,18 @@ pub(super) struct Ticket(u32);
 pub(super) enum Verdict {
     Success,
     Failure,
+    /// An error in place of an answer: no proof against it.
+    Refusal,
     /// Nothing.
     Neutral,
 }
 
 impl Breaker {
+    /// Failures since the last success or change of state.
+    pub(super) fn failures_in_a_row(&self) -> u32 {
+        self.failures_in_a_row
+    }
+
     /// How many more attempts may begin now; `None` for any number.
     pub(super) fn admits(&self, config: &BreakerConfig) -> Option<u32> {
         match self.state {
@@ -77,7 +84,7 @@ impl Breaker {
             *probes = probes.saturating_sub(1);
         }
         match (self.state, verdict) {
-            (State::Open { .. }, _) | (_, Verdict::Neutral) => None,
+            (State::Open { .. }, _) | (_, Verdict::Refusal | Verdict::Neutral) => None,
             (State::Closed, Verdict::Success) => {
                 self.failures_in_a_row = 0;
                 self.window.add(now, config.window, [1, 0]);
@@ -113,9 +120,7 @@ impl Breaker {
     }
 
     fn open(&mut self, now: Mono, config: &BreakerConfig) -> Mono {
-        let doublings = self.opened_in_a_row.min(16);
-        let time = config.open_first.saturating_mul(1 << doublings);
-        let until = now + time.min(config.open_max);
+        let until = now + config.open_time(self.opened_in_a_row);
         self.opened_in_a_row = self.opened_in_a_row.saturating_add(1);
         self.turn(State::Open { until });
         until

@@ -37,6 +37,8 @@ pub struct Counters {
     pub back_pressure: u64,
     /// Times that a worker was left alone because it failed again and again.
     pub breaker_opened: u64,
+    /// Times that a worker became the last resort because it answered with errors again and again.
+    pub last_resorts: u64,
     /// Batch jobs that waited for so long that they were treated as interactive.
     pub promoted: u64,
     /// Batch jobs that ended because interactive ones needed their place in a full queue.

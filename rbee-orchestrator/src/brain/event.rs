@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef, Mono, Narration,
-    Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis, Usage, WorkerId,
-    WorkerSpec,
+    Attempt, BreakerNote, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef,
+    Mono, Narration, Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis,
+    Usage, WorkerId, WorkerSpec,
 };
 use crate::error::Error;
 
@@ -65,6 +65,9 @@ pub enum Blame {
     Queen,
     /// The worker, which could not be reached: nothing of the request was seen by it.
     Unreached,
+    /// The request or the worker: it answered with a whole error. Asked again it would say the
+    /// same; another may tell whose fault it is.
+    Unclear,
     /// Nobody: the worker has too much to do, and may have said when to come back.
     Load(Option<Duration>),
 }
@@ -385,6 +388,13 @@ pub enum Action {
         worker: Arc<WorkerSpec>,
         /// The job.
         job: JobId,
+    },
+    /// Say that a worker gets less work than others now, and why.
+    Distrust {
+        /// The worker.
+        worker: Arc<WorkerSpec>,
+        /// What it gets, and why.
+        note: BreakerNote,
     },
     /// Check a hive now; answered by [`Event::HiveReport`] or [`Event::HiveMissed`].
     CheckHive {

@@ -12,6 +12,7 @@ use super::Brain;
 use super::breaker::Ticket;
 use super::event::{Blame, JobRequest};
 use super::queue::{Entry, GroupKey};
+use super::suspicion::Fault;
 
 /// A time that does not come.
 pub(super) const NEVER: Mono = Mono(Duration::MAX);
@@ -66,6 +67,10 @@ pub(super) struct Job {
     pub(super) failures: u32,
     /// What came of the last attempt, if it waits for another.
     pub(super) past: Option<Box<Past>>,
+    /// Attempts that failed and may have been its own fault.
+    pub(super) faults: Vec<Fault>,
+    /// How often a worker died that had broken off an attempt of it.
+    pub(super) deaths: u32,
     /// What its running attempt tells its worker's breaker by.
     pub(super) ticket: Ticket,
     pub(super) phase: Phase,

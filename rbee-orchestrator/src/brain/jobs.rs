@@ -73,7 +73,7 @@ impl Brain {
         id: JobId,
         attempt: Attempt,
         worker: &WorkerId,
-        report: Report,
+        mut report: Report,
         out: &mut Vec<Action>,
     ) {
         let lease = (id, attempt);
@@ -92,11 +92,17 @@ impl Brain {
         ) {
             self.rates.note(&model, held);
         }
-        self.judge(now, worker, lease, ticket, &report);
-        let sequel = self.sequel(now, id, &report);
+        self.judge(now, worker, lease, ticket, &report, out);
+        let sequel = self.sequel(now, id, worker, &report);
+        if let (Sequel::Suspected, Outcome::Failed(error)) = (sequel, &mut report.outcome) {
+            *error = self.told_as_suspect(id, worker, error.clone());
+        }
+        if matches!(sequel, Sequel::AtOnce | Sequel::After(_)) {
+            self.note_fault(id, worker, &report);
+        }
         let aftermath = report.aftermath;
         match report.outcome {
-            Outcome::Failed(error) if sequel != Sequel::End => {
+            Outcome::Failed(error) if !sequel.is_end() => {
                 let since = out.len();
                 self.requeue(now, id, worker, (error, report.blame), sequel, out);
                 if sequel == Sequel::AtOnce
@@ -294,9 +300,10 @@ impl Brain {
             Some(Waits::Pause(worker)) => Error::new(
                 Code::Timeout,
                 format!(
-                    "worker {worker}, which has model {}, failed or had too much to do, and was \
-                     given no more work within {waited}; ask again",
-                    job.request.model
+                    "worker {worker}, which has model {}, was given no more work within {waited}: \
+                     {}; ask again",
+                    job.request.model,
+                    self.why_paused(worker)
                 ),
             ),
             _ => Error::new(

@@ -94,6 +94,11 @@ impl Brain {
         out: &mut Vec<Action>,
     ) -> bool {
         match self.place(now, &next.key) {
+            Placement::Route { worker, .. } if self.has_answered(next.job, &worker) => {
+                self.leave_line(now, next.job);
+                self.end_answered(now, next.job, out);
+                true
+            }
             Placement::Route { worker, why } => {
                 let may_go = self.may_take(&next.key, &worker);
                 if may_go {

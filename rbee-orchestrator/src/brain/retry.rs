@@ -36,6 +36,14 @@ pub(super) enum Sequel {
     After(Duration),
     /// Another one, at once or after a pause: this one was no failure of the job.
     Uncounted(Option<Duration>),
+    /// Nothing, since the request itself may be the cause.
+    Suspected,
+}
+
+impl Sequel {
+    pub(super) fn is_end(self) -> bool {
+        matches!(self, Sequel::End | Sequel::Suspected)
+    }
 }
 
 impl Brain {
@@ -63,7 +71,13 @@ impl Brain {
     }
 
     /// What follows the current attempt of a job.
-    pub(super) fn sequel(&mut self, now: Now, id: JobId, report: &Report) -> Sequel {
+    pub(super) fn sequel(
+        &mut self,
+        now: Now,
+        id: JobId,
+        worker: &WorkerId,
+        report: &Report,
+    ) -> Sequel {
         let failed = matches!(report.outcome, Outcome::Failed(_));
         let Some(job) = self.jobs.get(&id).filter(|_| failed) else {
             return Sequel::End;
@@ -78,6 +92,7 @@ impl Brain {
             return Sequel::End;
         }
         let failures = job.failures + 1;
+        let suspect = self.is_suspect(job, worker, report);
         match report.blame {
             Blame::Request => Sequel::End,
             Blame::Load(_) => Sequel::Uncounted(None),
@@ -92,12 +107,16 @@ impl Brain {
                     false => Sequel::End,
                 }
             }
+            _ if suspect => Sequel::Suspected,
+            Blame::Unclear if !self.has_another(now, id, worker) => Sequel::End,
             Blame::Unreached if asynchronous => Sequel::Uncounted(None),
-            Blame::Worker if asynchronous => match failures < self.config.retry.attempts_async {
-                true => Sequel::After(self.backoff(failures)),
-                false => Sequel::End,
-            },
-            Blame::Worker | Blame::Unreached => {
+            Blame::Worker | Blame::Unclear if asynchronous => {
+                match failures < self.config.retry.attempts_async {
+                    true => Sequel::After(self.backoff(failures)),
+                    false => Sequel::End,
+                }
+            }
+            Blame::Worker | Blame::Unclear | Blame::Unreached => {
                 let left = failures < self.config.retry.attempts_interactive;
                 match left && self.may_retry(now) {
                     true => Sequel::AtOnce,

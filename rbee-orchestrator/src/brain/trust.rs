@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::domain::{Attempt, JobId, Now, Outcome, Prospect, Worker, WorkerId};
+use crate::domain::{
+    Attempt, BreakerNote, BreakerState, JobId, Mono, Now, Outcome, Prospect, Worker, WorkerId,
+};
 
 use super::Brain;
 use super::breaker::{Ticket, Verdict};
@@ -30,25 +32,40 @@ impl Brain {
         lease: (JobId, Attempt),
         ticket: Ticket,
         report: &Report,
+        out: &mut Vec<Action>,
     ) {
         let notes = self.worker_notes.get_mut(id);
         let Some(notes) = notes.filter(|notes| notes.leases.contains(&lease)) else {
             return;
         };
+        // However often a job tries a worker, it is one witness.
+        let job = self.jobs.get(&lease.0);
+        let again = job.is_some_and(|job| job.has_failed_on(id));
         let verdict = match (&report.outcome, report.blame) {
             (Outcome::Complete, _) => Verdict::Success,
-            (Outcome::Failed(_), Blame::Worker) => Verdict::Failure,
+            (Outcome::Failed(_), Blame::Worker) if !again => Verdict::Failure,
+            (Outcome::Failed(_), Blame::Unclear) if !again => Verdict::Refusal,
             _ => Verdict::Neutral,
         };
-        let was_trusted = notes.allowance(&self.config.breaker).is_none();
-        let opened = notes
-            .breaker
-            .end(now.mono, &self.config.breaker, ticket, verdict);
+        let config = &self.config.breaker;
+        let was_trusted = notes.allowance(config).is_none();
+        let failures = notes.breaker.failures_in_a_row() + 1;
+        let opened = notes.breaker.end(now.mono, config, ticket, verdict);
         if let Some(until) = opened {
             self.counters.breaker_opened += 1;
             let old = notes.reopens.replace(until);
             old.map(|old| self.due.remove(&(old, Due::Reopen(id.clone()))));
             self.schedule(until, Due::Reopen(id.clone()));
+            let last = report.outcome.error().map_or("", |error| &error.message);
+            let note = BreakerNote {
+                state: BreakerState::Open,
+                until: Some(now.wall + until.since(now.mono)),
+                failures,
+                reason: format!("jobs failed on it, the last with: {last}"),
+            };
+            self.note_breaker(id, note, out);
+        } else {
+            self.doubt_answers(now, id, verdict, out);
         }
         if let (Outcome::Failed(_), Blame::Load(wait)) = (&report.outcome, report.blame) {
             self.pause(now, id, wait);
@@ -56,6 +73,66 @@ impl Brain {
             return;
         }
         self.set_allowance(id);
+    }
+
+    /// Takes in what an answer says about a worker, whether in full or an error.
+    fn doubt_answers(&mut self, now: Now, id: &WorkerId, verdict: Verdict, out: &mut Vec<Action>) {
+        let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get_mut(id))
+        else {
+            return;
+        };
+        match verdict {
+            Verdict::Success => {
+                notes.doubt.clear();
+                if worker.breaker.is_some() && notes.breaker.admits(&self.config.breaker).is_none()
+                {
+                    worker.last_resort_until = Mono::default();
+                    worker.breaker = None;
+                }
+            }
+            Verdict::Refusal => {
+                let Some((until, failures)) = notes.doubt.add(now.mono, &self.config.breaker)
+                else {
+                    return;
+                };
+                worker.last_resort_until = until;
+                self.counters.last_resorts += 1;
+                let note = BreakerNote {
+                    state: BreakerState::LastResort,
+                    until: Some(now.wall + until.since(now.mono)),
+                    failures,
+                    reason: "it answered one job after the other with an error".to_owned(),
+                };
+                // What is left alone altogether is no resort.
+                if worker
+                    .breaker
+                    .as_ref()
+                    .is_none_or(|old| old.state == note.state)
+                {
+                    self.note_breaker(id, note, out);
+                }
+            }
+            Verdict::Failure | Verdict::Neutral => {}
+        }
+    }
+
+    /// Notes why a worker gets less work, for the list and the log.
+    fn note_breaker(&mut self, id: &WorkerId, note: BreakerNote, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        out.push(Action::Distrust {
+            worker: worker.spec.clone(),
+            note: note.clone(),
+        });
+        worker.breaker = Some(Box::new(note));
+    }
+
+    /// Why a worker is given nothing now, for those who wait for it.
+    pub(super) fn why_paused(&self, id: &WorkerId) -> &str {
+        let worker = self.workers.get(id);
+        let note = worker.and_then(|worker| worker.breaker.as_deref());
+        note.map_or("it had too much to do", |note| &note.reason)
     }
 
     /// Gives a worker nothing until it has had time to get on.
@@ -86,6 +163,10 @@ impl Brain {
         if let Some(notes) = self.worker_notes.get_mut(id) {
             notes.reopens = None;
             notes.breaker.half_open(now.mono);
+        }
+        let worker = self.workers.get_mut(id);
+        if let Some(note) = worker.and_then(|worker| worker.breaker.as_deref_mut()) {
+            (note.state, note.until) = (BreakerState::HalfOpen, None);
         }
         self.give_chance(now, id, out);
     }
@@ -155,6 +236,7 @@ impl Brain {
 
     /// A worker did not answer its check, and holds no lease.
     pub(super) fn missed_check(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        self.note_death(id);
         let (Some(worker), Some(notes)) = (self.workers.get_mut(id), self.worker_notes.get(id))
         else {
             return;

@@ -228,7 +228,10 @@ impl Brain {
             actor: "queen",
             action: "pause_worker",
             target: worker.to_string(),
-            human: format!("Waiting until worker {worker} can be given more work"),
+            human: format!(
+                "Waiting until worker {worker} can be given more work: {}",
+                self.why_paused(worker)
+            ),
         };
         self.tell_group(key, Waits::Pause(worker.clone()), narration, out);
     }

@@ -13,6 +13,7 @@ use crate::scheduler::FailedLoad;
 
 use super::Brain;
 use super::breaker::Breaker;
+use super::doubt::Doubt;
 use super::event::Action;
 use super::job::Due;
 use super::queue::Waits;
@@ -37,8 +38,12 @@ pub(super) struct Notes {
     pub(super) suspect: bool,
     /// When it is stopped if it has not answered.
     pub(super) suspect_due: Option<Mono>,
+    /// Jobs with which it broke off since it answered last.
+    pub(super) broke_off: Vec<JobId>,
     /// Leaves it alone when it fails again and again.
     pub(super) breaker: Breaker,
+    /// Makes it the last resort when it answers with errors again and again.
+    pub(super) doubt: Doubt,
     /// When it is tried again.
     pub(super) reopens: Option<Mono>,
     /// Until when it gets nothing, since it has too much to do.
@@ -71,6 +76,8 @@ impl Notes {
 pub(super) struct Tombstone {
     pub(super) until: Mono,
     pub(super) hive: Option<HiveId>,
+    /// Whether it was stopped, and did not die.
+    pub(super) stopped: bool,
 }
 
 impl Brain {
@@ -140,7 +147,7 @@ impl Brain {
             return;
         };
         let spec = worker.spec.clone();
-        self.bury(now, &id);
+        self.bury(now, &id, true);
         self.forget(&id);
         // What it gave back is to be placed again: do not wait for the next check.
         if let Some(hive) = spec.hive.clone() {
@@ -173,7 +180,7 @@ impl Brain {
     ) {
         let id = self.minted(id).clone();
         let error = self.remember_failed_load(now, &id, error);
-        self.bury(now, &id);
+        self.bury(now, &id, false);
         self.lose_worker(now, &id, &error, out);
     }
 
@@ -217,6 +224,7 @@ impl Brain {
         out: &mut Vec<Action>,
     ) {
         let hive = self.workers.get(id).and_then(|w| w.spec.hive.clone());
+        self.note_death(id);
         let Some(model) = self.forget(id) else {
             return;
         };
@@ -242,7 +250,7 @@ impl Brain {
     }
 
     /// Remembers a worker's ids, so that a report that was under way does not bring it back.
-    fn bury(&mut self, now: Now, id: &WorkerId) {
+    fn bury(&mut self, now: Now, id: &WorkerId, stopped: bool) {
         let Some(worker) = self.workers.get(id) else {
             return;
         };
@@ -252,9 +260,14 @@ impl Brain {
             let tombstone = Tombstone {
                 until: now.mono + GONE_FOR,
                 hive: worker.spec.hive.clone(),
+                stopped,
             };
             self.gone.insert(id, tombstone);
         }
+    }
+
+    pub(super) fn was_stopped(&self, id: &WorkerId) -> bool {
+        self.gone.get(id).is_some_and(|tombstone| tombstone.stopped)
     }
 
     pub(super) fn is_gone(&self, now: Now, id: &WorkerId) -> bool {

@@ -153,6 +153,14 @@ pub struct BreakerConfig {
     pub probes: u32,
 }
 
+impl BreakerConfig {
+    /// How long a worker is left alone that was so often before, in a row.
+    pub(crate) fn open_time(&self, times_before: u32) -> Duration {
+        let time = self.open_first.saturating_mul(1 << times_before.min(16));
+        time.min(self.open_max)
+    }
+}
+
 impl Default for BreakerConfig {
     fn default() -> Self {
         BreakerConfig {

@@ -29,4 +29,6 @@ pub(crate) use reserved::refusal;
 pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};
 pub use tenant::{Tenant, TenantLimits, UsageFilter, UsageRow};
 pub use time::{JUMP_BELIEVED_AFTER, Mono, Now, UnixMillis};
-pub use worker::{Prospect, Worker, WorkerProtocol, WorkerSpec, WorkerState};
+pub use worker::{
+    BreakerNote, BreakerState, Prospect, Worker, WorkerProtocol, WorkerSpec, WorkerState,
+};

@@ -70,6 +70,31 @@ pub enum Prospect {
     Silent,
 }
 
+/// What a worker gets whose jobs fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// Nothing for a while.
+    Open,
+    /// A few attempts, which try whether it works again.
+    HalfOpen,
+    /// What no other worker with the model can take at once.
+    LastResort,
+}
+
+/// Why a worker gets less work than others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BreakerNote {
+    /// What it gets.
+    pub state: BreakerState,
+    /// Until when, unless something shows before that it works.
+    pub until: Option<UnixMillis>,
+    /// Jobs in a row that failed.
+    pub failures: u32,
+    /// What failed, for people. Nothing of a request stands in it.
+    pub reason: String,
+}
+
 /// A worker in the registry.
 #[derive(Debug, Clone)]
 pub struct Worker {
@@ -90,6 +115,11 @@ pub struct Worker {
     /// How many more jobs it may be given, where free slots do not decide alone: none while it is
     /// left alone because it failed or has too much to do, a few while it is tried again.
     pub allowance: Option<u32>,
+    /// Until when it is given only what no other worker with the model can take, since it answered
+    /// one job after the other with an error.
+    pub last_resort_until: Mono,
+    /// Why it gets less work than others, for people.
+    pub breaker: Option<Box<BreakerNote>>,
     /// When it last took a job; orders ties.
     pub last_used: Mono,
     /// The same for people.
@@ -109,6 +139,8 @@ impl Worker {
             adopted: false,
             leases: 0,
             allowance: None,
+            last_resort_until: Mono::default(),
+            breaker: None,
             last_used: Mono::default(),
             last_used_at: None,
         }
@@ -130,6 +162,12 @@ impl Worker {
     #[must_use]
     pub fn is_in_service(&self) -> bool {
         self.ready && !self.draining && !self.withheld && self.allowance != Some(0)
+    }
+
+    /// Whether others with the model are to be preferred now.
+    #[must_use]
+    pub fn is_last_resort(&self, now: Mono) -> bool {
+        self.last_resort_until > now
     }
 
     /// Slots that a job could take now.

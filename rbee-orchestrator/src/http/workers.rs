@@ -46,9 +46,18 @@ fn object(worker: &Worker) -> Value {
         "slots_available": worker.slots_free(),
         "vram_bytes": spec.vram_bytes,
         "last_used_at": worker.last_used_at,
+        "breaker": breaker(worker),
         "withheld": worker.withheld,
         "adopted": worker.adopted,
     })
+}
+
+/// What it gets if jobs failed on it, and why.
+fn breaker(worker: &Worker) -> Value {
+    match &worker.breaker {
+        Some(note) => json!(note),
+        None => json!({"state": "closed"}),
+    }
 }
 
 /// `GET …/health`.

@@ -286,5 +286,5 @@ impl RawReply {
 
 /// A worker's refusal that came after the stream's head had gone out.
 fn whole_as_error(whole: &Whole) -> Error {
-    crate::router::refusal(whole.status, &whole.body)
+    crate::relay::refusal::read(whole.status, &whole.body).error
 }

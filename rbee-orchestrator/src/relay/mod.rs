@@ -6,6 +6,7 @@ mod head;
 pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;
+pub(crate) mod refusal;
 pub(crate) mod sse;
 pub(crate) mod tokens;
 pub(crate) mod translate;

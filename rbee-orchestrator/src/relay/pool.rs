@@ -245,17 +245,26 @@ impl Pool {
         head: &[u8],
         body: &[u8],
     ) -> Result<Answer, NoAnswer> {
+        let mut sent = false;
         while let Some(mut connection) = self.take(worker) {
             if !connection.is_open().await {
                 continue;
             }
+            sent = true;
             match connection.send(head, body).await {
                 Ok(head) => return Ok(Answer { head, connection }),
                 Err(SendError::NoAnswer(_)) => break,
                 Err(SendError::Invalid(why)) => return Err(invalid(worker, &why)),
             }
         }
-        let mut connection = self.fresh(worker).await?;
+        let fresh = self.fresh(worker).await;
+        let mut connection = fresh.map_err(|none| NoAnswer {
+            blame: match none.blame {
+                Blame::Unreached if sent => Blame::Worker,
+                blame => blame,
+            },
+            ..none
+        })?;
         match connection.send(head, body).await {
             Ok(head) => Ok(Answer { head, connection }),
             Err(SendError::Invalid(why)) => Err(invalid(worker, &why)),

@@ -3,10 +3,11 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::refusal;
 use super::tokens::MOST_TOKENS;
 use super::translate::{Piece, put_sampling, unreadable};
 use crate::domain::{JobId, StopReason, TaskInput, TaskRequest, Usage};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 
 /// The endpoint, and the one that older workers have in its place.
 pub(crate) const PATHS: [&str; 2] = ["/v1/execute", "/v1/inference"];
@@ -60,15 +61,12 @@ pub(super) fn read_event(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
                 .and_then(Value::as_str)
                 .unwrap_or("no code");
             let said = event.message.unwrap_or_default();
-            out.push(Piece::Failed(failed(&format!("{code}: {said}"))));
+            let error = json!({"code": code, "message": format!("{code}: {said}")});
+            out.push(Piece::Failed(refusal::read_event(&error)));
         }
         _ => {}
     }
     Ok(())
-}
-
-fn failed(said: &str) -> Error {
-    Error::new(Code::WorkerFailed, format!("the worker reported {said}"))
 }
 
 fn read_end(event: Event, out: &mut Vec<Piece>) {
@@ -76,7 +74,8 @@ fn read_end(event: Event, out: &mut Vec<Piece>) {
         Some("MAX_TOKENS") => StopReason::MaxTokens,
         Some("STOP_SEQUENCE") => StopReason::StopSequence,
         Some(reason @ ("ERROR" | "CANCELLED")) => {
-            out.push(Piece::Failed(failed(&format!("that it stopped: {reason}"))));
+            let said = format!("it stopped: {reason}").into();
+            out.push(Piece::Failed(refusal::read_event(&said)));
             return;
         }
         _ => StopReason::Eos,
@@ -97,6 +96,7 @@ fn read_end(event: Event, out: &mut Vec<Piece>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     fn read(data: &str) -> Vec<Piece> {
         let mut out = Vec::new();
@@ -124,7 +124,7 @@ mod tests {
         ));
         for gave_up in ["ERROR", "CANCELLED"] {
             let told = read(&format!(r#"{{"type":"end","stop_reason":"{gave_up}"}}"#));
-            assert!(matches!(&told[..], [Piece::Failed(e)] if e.code == Code::WorkerFailed));
+            assert!(matches!(&told[..], [Piece::Failed(e)] if e.error.code == Code::WorkerFailed));
         }
     }
 

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::openai::RequestBody;
+use super::refusal::{self, Refusal};
 use super::usage::WireUsage;
 use super::{rbee, sse};
 use crate::domain::{
@@ -22,7 +23,7 @@ pub(crate) enum Piece {
     },
     Usage(Usage),
     /// The worker gave up.
-    Failed(Error),
+    Failed(Refusal),
     /// Nothing follows.
     Done,
 }
@@ -99,7 +100,7 @@ fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
         .error
         .or_else(|| is_error.then(|| json!({"message": chunk.message})));
     if let Some(error) = error {
-        out.push(Piece::Failed(worker_error(&error)));
+        out.push(Piece::Failed(refusal::read_event(&error)));
         return Ok(());
     }
     if let Some(choice) = chunk.choices.into_iter().next() {
@@ -120,16 +121,6 @@ fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
     let usage = chunk.usage.and_then(WireUsage::counted);
     out.extend(usage.map(Piece::Usage));
     Ok(())
-}
-
-/// A worker's own error object, in our words.
-pub(crate) fn worker_error(error: &Value) -> Error {
-    let message = error
-        .get("message")
-        .and_then(Value::as_str)
-        .or_else(|| error.as_str());
-    let said = message.map_or_else(|| error.to_string(), str::to_owned);
-    Error::new(Code::WorkerFailed, format!("the worker reported: {said}"))
 }
 
 /// A completion request as a task, for models that only `rbee` workers serve; `None` when it asks
@@ -337,6 +328,6 @@ mod tests {
             WorkerProtocol::OpenAi,
             "data: {\"error\":{\"message\":\"no\"}}\n\n",
         );
-        assert!(matches!(&told[..], [Piece::Failed(e)] if e.message.ends_with("no")));
+        assert!(matches!(&told[..], [Piece::Failed(e)] if e.error.message.ends_with("no")));
     }
 }

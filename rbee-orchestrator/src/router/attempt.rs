@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use serde_json::Value;
 
 use super::call::{Call, Payload, outgoing, request};
 use super::gathered::Gathered;
@@ -15,8 +14,9 @@ use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol, WorkerSpec};
 use crate::error::{Code, Error, Result};
 use crate::relay::connection::Connection;
 use crate::relay::pool::{Answer, NoAnswer, Pool};
+use crate::relay::refusal::{self, Fault, Refusal};
 use crate::relay::sse::{Splitter, events};
-use crate::relay::translate::{CompletionWriter, Piece, read_event, worker_error};
+use crate::relay::translate::{CompletionWriter, Piece, read_event};
 use crate::relay::usage::{filled, of_answer};
 
 /// A whole answer, to be passed on.
@@ -33,7 +33,7 @@ impl Whole {
     pub(super) fn report(&self, took: Duration) -> Report {
         let outcome = match self.status.is_success() {
             true => Outcome::Complete,
-            false => Outcome::Failed(refusal(self.status, &self.body)),
+            false => Outcome::Failed(refusal::read(self.status, &self.body).error),
         };
         Report {
             usage: self.usage,
@@ -74,9 +74,28 @@ impl Failure {
     /// The worker did not do its part.
     fn of_worker(error: Error) -> Self {
         Failure {
-            error,
             blame: Blame::Worker,
-            suspect: false,
+            ..Failure::from(error)
+        }
+    }
+
+    /// The worker said no, and may have said when to come back.
+    fn refused(refusal: Refusal, after: Option<Duration>) -> Self {
+        let error = match after {
+            Some(after) => refusal.error.retry_after(after),
+            None => refusal.error,
+        };
+        Failure {
+            blame: blame(refusal.fault, after),
+            ..Failure::from(error)
+        }
+    }
+
+    /// The worker answered what is no answer: it would do so again.
+    fn answered(error: Error) -> Self {
+        Failure {
+            blame: Blame::Unclear,
+            ..Failure::from(error)
         }
     }
 }
@@ -86,8 +105,17 @@ impl From<NoAnswer> for Failure {
         Failure {
             blame: none.blame,
             suspect: none.suspect,
-            error: none.error,
+            ..Failure::from(none.error)
         }
+    }
+}
+
+/// Who is to blame for a worker's error.
+pub(super) fn blame(fault: Fault, after: Option<Duration>) -> Blame {
+    match fault {
+        Fault::Caller => Blame::Request,
+        Fault::Load => Blame::Load(after),
+        Fault::Unclear => Blame::Unclear,
     }
 }
 
@@ -121,7 +149,7 @@ pub(super) async fn open(
     if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
         return whole(&pool, &worker, &call, answer).await;
     }
-    check_is_stream(&worker, answer.head.content_type.as_ref()).map_err(Failure::of_worker)?;
+    check_is_stream(&worker, answer.head.content_type.as_ref()).map_err(Failure::answered)?;
     if raw && !call.streams() {
         return whole_completion(&pool, &worker, &call, answer).await;
     }
@@ -188,7 +216,7 @@ async fn whole(
             "worker {} answered with what is not JSON: {error}",
             worker.id
         );
-        Failure::of_worker(Error::new(Code::UpstreamInvalid, message))
+        Failure::answered(Error::new(Code::UpstreamInvalid, message))
     })?;
     Ok(Opened::Whole(Whole {
         status: head.status,
@@ -211,7 +239,7 @@ async fn whole_completion(
     let mut pieces = Vec::new();
     let mut splitter = Splitter::new(call.max_response_bytes);
     for event in events(&splitter.push(body).unwrap_or_default()) {
-        read_event(worker.protocol, event, &mut pieces).map_err(Failure::of_worker)?;
+        read_event(worker.protocol, event, &mut pieces).map_err(Failure::answered)?;
     }
     let (mut text, mut count, mut stop, mut usage) = (String::new(), 0, None, None);
     for piece in pieces {
@@ -222,7 +250,7 @@ async fn whole_completion(
             }
             Piece::Stop { reason, .. } => stop = Some(reason),
             Piece::Usage(counted) => usage = Some(counted),
-            Piece::Failed(error) => return Err(Failure::of_worker(error)),
+            Piece::Failed(refusal) => return Err(Failure::refused(refusal, None)),
             Piece::Done => {}
         }
     }
@@ -239,7 +267,7 @@ async fn whole_completion(
 }
 
 /// The worker said no. Its 4xx is the client's to read, but for 429, which like 503 says that it has
-/// too much to do; anything else is the worker's fault.
+/// too much to do.
 async fn refused(
     pool: &Pool,
     worker: &WorkerSpec,
@@ -249,11 +277,8 @@ async fn refused(
     let Answer { head, connection } = answer;
     let body = collect(pool, worker, call, connection).await?;
     let retry_after = head.retry_after;
-    let is_load = matches!(
-        head.status,
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-    );
-    let for_client = head.status.is_client_error() && !is_load;
+    let refusal = refusal::read(head.status, &body);
+    let for_client = head.status.is_client_error() && refusal.fault == Fault::Caller;
     if for_client && matches!(call.payload, Payload::OpenAi { .. }) {
         return Ok(Opened::Whole(Whole {
             status: head.status,
@@ -263,39 +288,8 @@ async fn refused(
             usage: None,
         }));
     }
-    let mut error = refusal(head.status, &body);
     let seconds = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-    let after = seconds.map(Duration::from_secs);
-    if let Some(after) = after {
-        error = error.retry_after(after);
-    }
-    Err(match () {
-        () if is_load => Failure {
-            blame: Blame::Load(after),
-            ..Failure::from(error)
-        },
-        // Another try would only go around once more.
-        () if for_client || error.code == Code::LoopDetected => Failure::from(error),
-        () => Failure::of_worker(error),
-    })
-}
-
-/// A worker's status and body as an error of ours.
-pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> Error {
-    let said = match serde_json::from_slice::<Value>(body) {
-        Ok(value) => worker_error(value.get("error").unwrap_or(&value)).message,
-        Err(_) => {
-            let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
-            format!("the worker answered: {text:?}")
-        }
-    };
-    let code = match status {
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Code::NoCapacity,
-        status if status.is_client_error() => Code::InvalidRequest,
-        StatusCode::LOOP_DETECTED => Code::LoopDetected,
-        _ => Code::WorkerFailed,
-    };
-    Error::new(code, format!("{said} (status {})", status.as_u16()))
+    Err(Failure::refused(refusal, seconds.map(Duration::from_secs)))
 }
 
 fn check_is_stream(worker: &WorkerSpec, kind: Option<&HeaderValue>) -> Result<()> {

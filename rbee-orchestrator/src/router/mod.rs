@@ -34,7 +34,7 @@ use crate::error::{Code, Error};
 use crate::relay::pool::Pool;
 
 use attempt::Opened;
-pub(crate) use attempt::{Whole, refusal};
+pub(crate) use attempt::Whole;
 pub(crate) use call::{Call, Payload};
 pub(crate) use inbox::Inbox;
 pub(crate) use journal::{Journal, Read, Reader, TextBudget, replay};

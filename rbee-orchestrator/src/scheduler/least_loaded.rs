@@ -6,7 +6,8 @@ use super::{ClusterView, Placement, PlacementRequest, Scheduler, place_new_worke
 use crate::domain::{Device, Worker};
 
 /// The worker with the model and the smallest share of its slots taken; ties go to the device with
-/// more free memory, then to the worker that was used least recently.
+/// more free memory, then to the worker that was used least recently. Workers of last resort come after all
+/// others.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct LeastLoaded;
 
@@ -23,6 +24,7 @@ impl Scheduler for LeastLoaded {
             // A share in millionths orders like the fraction and can be compared exactly.
             let taken = u64::from(worker.leases) * 1_000_000 / u64::from(worker.spec.slots_total);
             (
+                worker.is_last_resort(view.now),
                 taken,
                 Reverse(device_free_bytes(worker, view)),
                 worker.last_used,

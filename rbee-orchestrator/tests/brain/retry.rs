@@ -46,8 +46,10 @@ fn a_request_whose_worker_fails_goes_to_another_at_once_three_times_at_most() {
     let job = world.submit(SMOL);
     let first = world.runs_on(job).unwrap();
     let second = other(&ids, &first);
-    for _ in 0..2 {
-        world.fail(job, Blame::Worker);
+    for blame in [Blame::Unreached, Blame::Worker] {
+        let mut report = Report::of(Outcome::Failed(failed("it broke off")));
+        report.blame = blame;
+        world.end_with(job, report);
         assert!(world.is_open(job));
     }
     let expected = [

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::attempt::blame;
 use super::call::{Call, Payload};
 use super::lease::Lease;
 use super::{Journal, Step};
@@ -19,6 +20,7 @@ use crate::error::{Code, Error};
 use crate::killpoint;
 use crate::relay::connection::Connection;
 use crate::relay::pool::{Answer, Pool};
+use crate::relay::refusal::Refusal;
 use crate::relay::sse::{self, Splitter};
 use crate::relay::tokens::Demand;
 use crate::relay::translate::{CompletionWriter, Piece, read_event};
@@ -120,7 +122,7 @@ impl Streaming {
             relayed: false,
             stop: None,
             outcome: None,
-            blame: Blame::Worker,
+            blame: Blame::Unclear,
             suspect: false,
         }
     }
@@ -218,8 +220,15 @@ impl Streaming {
         self.lost(&error.to_string());
     }
 
+    /// The worker said no in place of its answer.
+    fn refused(&mut self, refusal: Refusal) {
+        self.blame = blame(refusal.fault, None);
+        self.fail(refusal.error);
+    }
+
     fn lost(&mut self, why: &str) {
         self.suspect = true;
+        self.blame = Blame::Worker;
         let message = format!("the worker broke off its answer: {why}");
         self.fail(Error::new(Code::WorkerFailed, message));
     }
@@ -252,7 +261,7 @@ impl Streaming {
                 Piece::Text(text) => self.put_text(text),
                 Piece::Stop { reason, matched } => self.stop = Some((reason, matched)),
                 Piece::Usage(usage) => self.usage = Some(usage),
-                Piece::Failed(error) => return self.fail(error),
+                Piece::Failed(refusal) => return self.refused(refusal),
                 Piece::Done if self.stop.is_some() => return self.complete(),
                 Piece::Done => return self.lost("it stopped before its end"),
             }

@@ -82,9 +82,9 @@ impl Streaming {
         let mut pieces = Vec::new();
         if MARKS.error.find(&data).is_some()
             && read_event(WorkerProtocol::OpenAi, event, &mut pieces).is_ok()
-            && let Some(Piece::Failed(error)) = pieces.pop()
+            && let Some(Piece::Failed(refusal)) = pieces.pop()
         {
-            self.fail(error);
+            self.refused(refusal);
             return false;
         }
         self.tokens += 1;
