@@ -169,7 +169,14 @@ impl Catalog {
 
     /// Deletes a model's files; gives the bytes that this frees.
     pub(crate) fn remove(&self, model: &Model) -> Result<u64> {
-        if !model.path.starts_with(&self.folder) {
+        // The folder that it is really in: one in the models folder may be a link to anywhere. A file that is a
+        // link itself is deleted as a link.
+        let real = |path: &Path| fs::canonicalize(path).ok();
+        let home = model.path.parent().and_then(real);
+        let is_inside = home
+            .zip(real(&self.folder))
+            .is_some_and(|(home, all)| home.starts_with(all));
+        if !is_inside || !model.path.starts_with(&self.folder) {
             return Err(ApiError::invalid(format!(
                 "{} lies outside of the models folder; delete it yourself",
                 model.path.display()

@@ -101,3 +101,29 @@ fn nothing_outside_of_the_folder_can_be_asked_for() {
     assert!(catalog.find("whatever", inside.to_str().unwrap()).is_ok());
     assert!(catalog.find("file:./x.gguf", "").is_ok());
 }
+
+#[test]
+fn a_model_in_a_linked_folder_is_not_deleted_and_of_a_linked_file_only_the_link_is() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let [kept, pointed_to] = ["a/kept.gguf", "b/other.gguf"].map(|name| {
+        let path = elsewhere.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, b"12345").unwrap();
+        path
+    });
+    let (folder, catalog) = catalog(&["own.gguf"], &[]);
+    let link = |to: &Path, name: &str| {
+        std::os::unix::fs::symlink(to, folder.path().join(name)).unwrap();
+    };
+    link(&elsewhere.path().join("a"), "linked");
+    link(&pointed_to, "link.gguf");
+    link(folder.path(), "itself");
+    let remove = |name: &str| catalog.remove(&catalog.find(name, "").unwrap());
+    let error = remove("file:linked/kept.gguf").unwrap_err();
+    assert!(error.message.contains("outside"), "{}", error.message);
+    remove("file:link.gguf").unwrap();
+    assert!(kept.exists() && pointed_to.exists());
+    assert!(!folder.path().join("link.gguf").exists());
+    remove("file:own.gguf").unwrap();
+    assert!(!folder.path().join("own.gguf").exists());
+}

@@ -1,7 +1,7 @@
 //! `rbee-hive fetch`: one model from elsewhere, mostly from the hub, into the models folder.
 //!
-//! A process of its own, since a transfer that hangs can only be ended from outside: the hub's
-//! client blocks and has no time-outs. What was fetched stays and is gone on with the next time.
+//! A process of its own, since a transfer that hangs can only be ended from outside: it blocks, and has no
+//! time-outs. What was fetched stays and is gone on with the next time.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,15 +9,16 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError as HubError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use axum::http::{Method, StatusCode};
+use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use url::Url;
 
 use super::fetch_web;
 use super::hub::{self, HubRef, MAIN};
 use super::progress::{Meter, Stage, print};
+use super::server::{Answer, Server};
 use super::source::SourceRef;
 use super::split::Split;
 use crate::devices::disk_free_bytes;
@@ -25,6 +26,7 @@ use crate::error::{ApiError, Result};
 
 /// Parts of files, below the models folder; hidden, so that no part is taken for a model.
 pub(super) const PARTS: &str = ".fetch";
+const HUB: &str = "https://huggingface.co";
 const LOOK_AT_LOCK: Duration = Duration::from_secs(1);
 pub(super) const READ_SIZE: usize = 1 << 20;
 
@@ -120,56 +122,59 @@ pub(super) fn lock(part: &Path, meter: &Meter) -> Result<File> {
 /// A repository on the hub at a revision.
 struct Source {
     name: String,
-    api: Api,
-    repository: ApiRepo,
-    cache: Cache,
-    repo: Repo,
+    server: Server,
+    /// Of the hub's API, without a slash at its end.
+    endpoint: String,
+    repository: String,
+    revision: String,
     /// Where its files go.
     folder: PathBuf,
+    /// Where they are until they are whole.
+    parts: PathBuf,
 }
 
 /// A file of a repository.
 struct Remote {
     name: String,
+    url: Url,
     size: u64,
     /// Of the content, in hex; `None` for small files that the hub keeps otherwise.
     sha256: Option<String>,
     /// Where it goes.
     path: PathBuf,
-    /// Where the hub's client writes it.
+    /// What has come of it.
     part: PathBuf,
-    blob: PathBuf,
 }
 
 impl Source {
     fn open(reference: &HubRef, folder: &Path) -> Result<Self> {
-        let parts = folder.join(PARTS);
+        let endpoint = environment("HF_ENDPOINT").unwrap_or_else(|| HUB.to_owned());
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        let at = Url::parse(&endpoint).map_err(|error| {
+            ApiError::invalid(format!(
+                "HF_ENDPOINT is {endpoint:?}: {error}; it must be a URL"
+            ))
+        })?;
+        let repository = reference.repository.clone();
+        let parts = folder
+            .join(PARTS)
+            .join(format!("models--{}", repository.replace('/', "--")))
+            .join("blobs");
         fs::create_dir_all(&parts).map_err(|error| on_disk(&parts, &error))?;
-        let cache = Cache::new(parts.clone());
-        let mut api = ApiBuilder::from_env()
-            .with_cache_dir(parts)
-            .with_progress(false);
-        if let Ok(token) = std::env::var("HF_TOKEN")
-            && !token.is_empty()
-        {
-            api = api.with_token(Some(token));
-        }
-        let revision = reference.revision.as_deref().unwrap_or(MAIN);
-        let repo = Repo::with_revision(
-            reference.repository.clone(),
-            RepoType::Model,
-            revision.to_owned(),
-        );
-        let name = reference.to_string();
-        let api = api.build().map_err(|error| failed(&name, &error))?;
         Ok(Source {
-            repository: api.repo(repo.clone()),
+            name: reference.to_string(),
+            server: Server::configured(&at, hub_token()),
+            endpoint,
+            repository,
+            revision: reference.revision.as_deref().unwrap_or(MAIN).to_owned(),
             folder: folder.join(reference.folder()),
-            name,
-            api,
-            cache,
-            repo,
+            parts,
         })
+    }
+
+    fn url(&self, path: &str) -> Result<Url> {
+        let text = format!("{}/{path}", self.endpoint);
+        Url::parse(&text).map_err(|error| ApiError::invalid(format!("{text:?}: {error}")))
     }
 
     /// The model's files in the repository, the first part first.
@@ -185,10 +190,16 @@ impl Source {
     }
 
     fn choose(&self) -> Result<String> {
-        let info = self
-            .repository
-            .info()
-            .map_err(|error| failed(&self.name, &error))?;
+        let (repository, revision) = (&self.repository, &self.revision);
+        let url = self.url(&format!("api/models/{repository}/revision/{revision}"))?;
+        let answer = self.server.ask(&Method::GET, &url, None, |_, _| true)?;
+        if answer.status() != StatusCode::OK {
+            return Err(refused_by_hub(&self.name, answer.status().as_u16()));
+        }
+        let mut body = answer.response.into_body();
+        let info: RepositoryInfo = body.read_json().map_err(|error| {
+            download_failed(format!("the hub's list of files of {}: {error}", self.name))
+        })?;
         let files = info.siblings.iter().map(|file| file.rfilename.as_str());
         let best = hub::best(hub::model_files(files));
         best.map(str::to_owned).ok_or_else(|| {
@@ -199,66 +210,116 @@ impl Source {
         })
     }
 
+    /// The hub tells of a file in its own first answer, which mostly points to another server with the content.
     fn look_up(&self, name: String) -> Result<Remote> {
-        let about = self
-            .api
-            .metadata(&self.repository.url(&name))
-            .map_err(|error| failed(&format!("{} ({name})", self.name), &error))?;
-        let (etag, commit) = (about.etag(), about.commit_hash());
-        let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-        if etag.is_empty() || !is_plain(etag) || !is_plain(commit) {
+        let (repository, revision) = (&self.repository, &self.revision);
+        let url = self.url(&format!("{repository}/resolve/{revision}/{name}"))?;
+        let (mut linked_etag, mut linked_size) = (String::new(), None);
+        let looks_on = |answer: &Answer, next: &Url| {
+            if answer.at.origin() == url.origin() && linked_etag.is_empty() {
+                linked_etag = hash_of(answer.header("x-linked-etag"));
+                linked_size = answer.header("x-linked-size").parse::<u64>().ok();
+            }
+            let is_elsewhere = next.origin() != url.origin();
+            !(is_elsewhere && !linked_etag.is_empty() && linked_size.is_some())
+        };
+        let answer = self
+            .server
+            .ask(&Method::GET, &url, Some("bytes=0-0"), looks_on)?;
+        let status = answer.status();
+        if !(status.is_success() || status.is_redirection()) {
+            let what = format!("{} ({name})", self.name);
+            return Err(refused_by_hub(&what, status.as_u16()));
+        }
+        let etag = [answer.header("x-linked-etag"), answer.header("etag")].map(hash_of);
+        let etag = [linked_etag]
+            .into_iter()
+            .chain(etag)
+            .find(|etag| !etag.is_empty());
+        let etag = etag.unwrap_or_default();
+        if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
             let message = format!("the hub's ETag of {name} is {etag:?}, which is not a hash");
             return Err(download_failed(message));
         }
+        let in_range = answer.header("content-range").rsplit_once('/');
+        let in_range = in_range.and_then(|(_, size)| size.parse().ok());
+        let told = || answer.header("content-length").parse().ok();
+        let whole = || told().filter(|_| status == StatusCode::OK);
+        let size = linked_size
+            .or(in_range)
+            .or_else(whole)
+            .ok_or_else(|| download_failed(format!("the hub does not say how long {name} is")))?;
         let is_sha256 = etag.len() == 64 && etag.chars().all(|c| c.is_ascii_hexdigit());
-        let blob = self.cache.repo(self.repo.clone()).blob_path(etag);
         Ok(Remote {
-            size: about.size() as u64,
+            url,
+            size,
             sha256: is_sha256.then(|| etag.to_ascii_lowercase()),
             path: self.folder.join(&name),
-            part: blob.with_extension("part"),
-            blob,
+            part: self.parts.join(&etag).with_extension("part"),
             name,
         })
     }
 
     fn fetch(&self, file: &Remote, meter: &mut Meter) -> Result<()> {
-        // The hub refuses to go on behind the end of a file.
-        let is_whole = length(&file.part) == Some(file.size);
-        if is_whole {
-            fs::rename(&file.part, &file.blob).map_err(|error| on_disk(&file.blob, &error))?;
-        } else {
-            if length(&file.part).is_some_and(|length| length > file.size) {
-                let _ = fs::remove_file(&file.part);
-            }
-            self.repository
-                .download_with_progress(&file.name, &mut *meter)
-                .map_err(|error| failed(&self.name, &error))?;
-        }
+        self.server
+            .transfer(&file.url, file.size, &file.part, meter)?;
         self.check(file, meter)?;
         let moved = fs::create_dir_all(file.path.parent().unwrap_or(&file.path))
-            .and_then(|()| fs::rename(&file.blob, &file.path));
+            .and_then(|()| fs::rename(&file.part, &file.path));
         moved.map_err(|error| on_disk(&file.path, &error))
     }
 
     fn check(&self, file: &Remote, meter: &mut Meter) -> Result<()> {
-        let is_good = match &file.sha256 {
-            Some(wanted) => {
-                let found =
-                    sha256(&file.blob, meter).map_err(|error| on_disk(&file.blob, &error))?;
-                found == *wanted
-            }
-            None => length(&file.blob) == Some(file.size),
+        let Some(wanted) = &file.sha256 else {
+            return Ok(());
         };
-        if is_good {
+        let found = sha256(&file.part, meter).map_err(|error| on_disk(&file.part, &error))?;
+        if found == *wanted {
             return Ok(());
         }
-        let _ = fs::remove_file(&file.blob);
+        let _ = fs::remove_file(&file.part);
         Err(download_failed(format!(
             "{} of {} came with a wrong checksum and was thrown away; ask for it again",
             file.name, self.name
         )))
     }
+}
+
+/// What the hub tells of a repository.
+#[derive(Deserialize)]
+struct RepositoryInfo {
+    siblings: Vec<RepositoryFile>,
+}
+
+#[derive(Deserialize)]
+struct RepositoryFile {
+    rfilename: String,
+}
+
+/// The hash that an ETag is, weak or not.
+fn hash_of(etag: &str) -> String {
+    etag.trim().trim_start_matches("W/").replace('"', "")
+}
+
+/// The hub's token, where the hub's own programs look for it. A blank one is none.
+fn hub_token() -> Option<String> {
+    let in_home = || environment("HOME").map(|home| Path::new(&home).join(".cache/huggingface"));
+    let file = || {
+        let path = environment("HF_TOKEN_PATH").map(PathBuf::from);
+        let home = || environment("HF_HOME").map(PathBuf::from).or_else(in_home);
+        let path = path.or_else(|| home().map(|home| home.join("token")))?;
+        fs::read_to_string(path).ok()
+    };
+    let token = environment("HF_TOKEN").or_else(file)?;
+    let token = token.trim();
+    let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    is_token.then(|| token.to_owned())
+}
+
+fn environment(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok()?;
+    let value = value.trim();
+    (!value.is_empty()).then(|| value.to_owned())
 }
 
 /// How much there is of a file: all of it, or what has come so far.
@@ -316,30 +377,21 @@ pub(super) fn download_failed(message: String) -> ApiError {
 }
 
 /// What the hub's answer means for whoever asked.
-fn failed(what: &str, error: &HubError) -> ApiError {
-    let status = match error {
-        HubError::RequestError(error) => match **error {
-            ureq::Error::StatusCode(status) => Some(status),
-            _ => None,
-        },
-        HubError::IoError(error) if error.kind() == io::ErrorKind::StorageFull => {
-            return disk_full(what);
-        }
-        _ => None,
-    };
+fn refused_by_hub(what: &str, status: u16) -> ApiError {
     match status {
-        Some(404) => ApiError::model_not_found(format!("the hub has no {what}")),
+        404 => ApiError::model_not_found(format!("the hub has no {what}")),
         // What the hub says to a stranger of a repository that is not there.
-        Some(401) => ApiError::model_not_found(format!(
+        401 => ApiError::model_not_found(format!(
             "the hub has no {what} that this hive may see (401): it is not there, or private; if it \
              is there, give the hive a token in HF_TOKEN"
         )),
-        Some(403) => download_failed(format!(
+        403 => download_failed(format!(
             "the hub refuses {what} (403): accept its terms on the hub, and give the hive a token \
              in HF_TOKEN"
         )),
-        _ => download_failed(format!(
-            "fetching {what} failed: {error}; ask again, and it goes on where it stopped"
+        status => download_failed(format!(
+            "fetching {what} failed: the hub answered {status}; ask again, and it goes on where it \
+             stopped"
         )),
     }
 }

@@ -1,25 +1,20 @@
 //! `rbee-hive fetch https://…`: a file of a web server into the models folder.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use axum::http::{Method, Request, Response, header};
-use hf_hub::api::Progress;
+use axum::http::{Method, StatusCode};
 use sha2::{Digest, Sha256};
-use ureq::{Agent, Body};
 use url::Url;
 
-use super::fetch::{
-    PARTS, READ_SIZE, bytes_here, check_room, download_failed, length, lock, on_disk, sha256,
-};
+use super::fetch::{PARTS, bytes_here, check_room, download_failed, length, lock, on_disk, sha256};
 use super::progress::Meter;
+use super::server::{Server, refused};
 use super::split::Split;
 use super::web::{self, WebRef};
 use crate::config::is_loopback;
 use crate::error::{ApiError, Result};
 
-const MOST_REDIRECTS: usize = 5;
 /// Set, files of servers on loopback come by plain HTTP: for tests.
 const PLAIN_LOOPBACK: &str = "RBEE_HIVE_PLAIN_LOOPBACK";
 
@@ -30,10 +25,11 @@ pub(super) fn fetch(reference: &WebRef, folder: &Path, keep_free: u64) -> Result
         let message = format!("{reference} is of several files; a checksum is of one");
         return Err(ApiError::invalid(message));
     }
-    let server = Server::new();
+    let plain_loopback = std::env::var_os(PLAIN_LOOPBACK).is_some();
+    let server = Server::named(plain_loopback);
     let files: Vec<WebFile> = paths
         .into_iter()
-        .map(|path| server.look_up(reference, path, folder))
+        .map(|path| WebFile::look_up(&server, reference, path, folder, plain_loopback))
         .collect::<Result<_>>()?;
     let total = files.iter().map(|file| file.size).sum();
     let mut meter = Meter::new(total);
@@ -44,7 +40,7 @@ pub(super) fn fetch(reference: &WebRef, folder: &Path, keep_free: u64) -> Result
     meter.report();
     for file in &files {
         if !file.is_here() {
-            server.transfer(file, &mut meter)?;
+            server.transfer(&file.url, file.size, &file.part, &mut meter)?;
             file.check(reference, &file.part, &mut meter)?;
             let moved = fs::create_dir_all(file.path.parent().unwrap_or(&file.path))
                 .and_then(|()| fs::rename(&file.part, &file.path));
@@ -72,6 +68,44 @@ struct WebFile {
 }
 
 impl WebFile {
+    fn look_up(
+        server: &Server,
+        reference: &WebRef,
+        path: PathBuf,
+        folder: &Path,
+        plain_loopback: bool,
+    ) -> Result<Self> {
+        let relative = path.strip_prefix(WebRef::root(folder)).unwrap_or(&path);
+        let mut url = Url::parse(&format!("https://{}", relative.to_string_lossy()))
+            .map_err(|error| ApiError::invalid(format!("{reference}: {error}")))?;
+        if plain_loopback && url.host_str().is_some_and(is_loopback) {
+            url = Url::parse(&url.as_str().replacen("https:", "http:", 1)).unwrap_or(url);
+        }
+        let answer = server.ask(&Method::HEAD, &url, None, |_, _| true)?;
+        if answer.status() != StatusCode::OK {
+            return Err(refused(&url, answer.status().as_u16()));
+        }
+        let size = answer.header("content-length").parse().map_err(|_| {
+            download_failed(format!(
+                "{url}: the server does not say how long the file is"
+            ))
+        })?;
+        let version = format!("{url} {size} {}", answer.header("etag"));
+        let digest = Sha256::digest(version.as_bytes());
+        let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let part = folder
+            .join(PARTS)
+            .join("https")
+            .join(name)
+            .with_extension("part");
+        Ok(WebFile {
+            url,
+            size,
+            path,
+            part,
+        })
+    }
+
     fn is_here(&self) -> bool {
         length(&self.path) == Some(self.size)
     }
@@ -100,159 +134,4 @@ impl WebFile {
             "{reference} is here with another checksum ({found}); remove it first"
         )))
     }
-}
-
-struct Server {
-    agent: Agent,
-    plain_loopback: bool,
-}
-
-impl Server {
-    fn new() -> Self {
-        let config = Agent::config_builder()
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .build();
-        Server {
-            agent: config.into(),
-            plain_loopback: std::env::var_os(PLAIN_LOOPBACK).is_some(),
-        }
-    }
-
-    fn look_up(&self, reference: &WebRef, path: PathBuf, folder: &Path) -> Result<WebFile> {
-        let relative = path.strip_prefix(WebRef::root(folder)).unwrap_or(&path);
-        let url = Url::parse(&format!("https://{}", relative.to_string_lossy()))
-            .map_err(|error| ApiError::invalid(format!("{reference}: {error}")))?;
-        let answer = self.ask(&Method::HEAD, &url, 0)?;
-        let text = |name: header::HeaderName| {
-            let value = answer.headers().get(name);
-            value.and_then(|value| value.to_str().ok()).unwrap_or("")
-        };
-        let size = text(header::CONTENT_LENGTH).parse().map_err(|_| {
-            download_failed(format!(
-                "{url}: the server does not say how long the file is"
-            ))
-        })?;
-        let version = format!("{url} {size} {}", text(header::ETAG));
-        let digest = Sha256::digest(version.as_bytes());
-        let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let part = folder
-            .join(PARTS)
-            .join("https")
-            .join(name)
-            .with_extension("part");
-        Ok(WebFile {
-            url,
-            size,
-            path,
-            part,
-        })
-    }
-
-    /// Goes on behind what is there; begins anew where the server can't.
-    fn transfer(&self, file: &WebFile, meter: &mut Meter) -> Result<()> {
-        let have = length(&file.part)
-            .filter(|have| *have <= file.size)
-            .unwrap_or(0);
-        let mut meter = meter;
-        meter.init(0, "");
-        if have == file.size {
-            return Ok(());
-        }
-        let answer = self.ask(&Method::GET, &file.url, have)?;
-        let from = match answer.status().as_u16() {
-            206 => have,
-            _ => 0,
-        };
-        let write = |error: &io::Error| on_disk(&file.part, error);
-        let opened = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&file.part);
-        let mut part = opened.map_err(|error| write(&error))?;
-        part.set_len(from).map_err(|error| write(&error))?;
-        io::Seek::seek(&mut part, io::SeekFrom::Start(from)).map_err(|error| write(&error))?;
-        meter.update(usize::try_from(from).unwrap_or(usize::MAX));
-        let mut body = answer.into_body().into_reader().take(file.size - from);
-        let mut buffer = vec![0; READ_SIZE];
-        loop {
-            match body.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => {
-                    part.write_all(&buffer[..read])
-                        .map_err(|error| write(&error))?;
-                    meter.update(read);
-                }
-                Err(error) => return Err(broken(&file.url, &error.to_string())),
-            }
-        }
-        match length(&file.part) == Some(file.size) {
-            true => part.sync_all().map_err(|error| write(&error)),
-            false => Err(broken(&file.url, "the answer ended too early")),
-        }
-    }
-
-    /// Asks, and follows redirects as long as they are safe.
-    fn ask(&self, method: &Method, url: &Url, from: u64) -> Result<Response<Body>> {
-        let mut at = url.clone();
-        let is_loopback = at.host_str().is_some_and(is_loopback);
-        if self.plain_loopback && is_loopback {
-            at = Url::parse(&at.as_str().replacen("https:", "http:", 1)).unwrap_or(at);
-        }
-        for _ in 0..=MOST_REDIRECTS {
-            let answer = self.ask_once(method, &at, from)?;
-            let location = answer.headers().get(header::LOCATION);
-            let location = location.filter(|_| answer.status().is_redirection());
-            let Some(location) = location else {
-                return checked(url, answer);
-            };
-            let next = location.to_str().ok().and_then(|to| at.join(to).ok());
-            at = next.filter(|next| self.is_safe(next)).ok_or_else(|| {
-                let message = format!("{url}: the server points to an address that is not https");
-                download_failed(message)
-            })?;
-        }
-        Err(download_failed(format!(
-            "{url}: more than {MOST_REDIRECTS} redirects"
-        )))
-    }
-
-    fn ask_once(&self, method: &Method, url: &Url, from: u64) -> Result<Response<Body>> {
-        let request = Request::builder()
-            .method(method)
-            .uri(url.as_str())
-            .header(header::ACCEPT_ENCODING, "identity");
-        let request = match from {
-            0 => request,
-            from => request.header(header::RANGE, format!("bytes={from}-")),
-        };
-        let request = request
-            .body(())
-            .map_err(|error| ApiError::invalid(format!("{url}: {error}")))?;
-        let answer = self.agent.run(request);
-        answer.map_err(|error| broken(url, &error.to_string()))
-    }
-
-    fn is_safe(&self, url: &Url) -> bool {
-        let is_loopback = url.host_str().is_some_and(is_loopback);
-        url.scheme() == "https" || (self.plain_loopback && is_loopback)
-    }
-}
-
-fn checked(url: &Url, answer: Response<Body>) -> Result<Response<Body>> {
-    match answer.status().as_u16() {
-        200 | 206 => Ok(answer),
-        404 | 410 => Err(ApiError::model_not_found(format!("there is no {url}"))),
-        status @ (401 | 403) => Err(download_failed(format!(
-            "the server refuses {url} ({status}); fetch it yourself and put it into the models folder"
-        ))),
-        status => Err(broken(url, &format!("the server answered {status}"))),
-    }
-}
-
-fn broken(url: &Url, why: &str) -> ApiError {
-    download_failed(format!(
-        "fetching {url} failed: {why}; ask again, and it goes on where it stopped"
-    ))
 }

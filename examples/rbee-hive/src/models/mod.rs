@@ -8,6 +8,8 @@ mod gguf;
 mod hub;
 mod memory;
 mod progress;
+mod reach;
+mod server;
 mod source;
 mod split;
 mod web;

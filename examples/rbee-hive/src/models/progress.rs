@@ -4,7 +4,6 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hf_hub::api::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -81,6 +80,21 @@ impl Meter {
         }
     }
 
+    /// The next file begins. What is told of it first is where.
+    pub(super) fn begin(&mut self) {
+        self.current = 0;
+        self.is_first = true;
+    }
+
+    /// So many bytes have come.
+    pub(super) fn update(&mut self, bytes: u64) {
+        self.current += bytes;
+        if !std::mem::take(&mut self.is_first) {
+            self.received += bytes;
+        }
+        self.tick();
+    }
+
     pub(super) fn finished(&mut self, bytes: u64) {
         self.done += bytes;
         self.current = 0;
@@ -103,21 +117,4 @@ impl Meter {
             speed_mbps: (speed * 10.0).round() / 10.0,
         });
     }
-}
-
-impl Progress for &mut Meter {
-    fn init(&mut self, _size: usize, _filename: &str) {
-        self.current = 0;
-        self.is_first = true;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.current += size as u64;
-        if !std::mem::take(&mut self.is_first) {
-            self.received += size as u64;
-        }
-        self.tick();
-    }
-
-    fn finish(&mut self) {}
 }

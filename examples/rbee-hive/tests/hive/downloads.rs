@@ -272,3 +272,21 @@ async fn a_model_in_use_stays_and_an_unused_one_is_removed() {
     assert!(home.path("models").exists());
     until("the hive lives", async || hive.get("/health").await).await;
 }
+
+#[tokio::test]
+async fn the_hubs_token_is_shown_to_the_hub_and_to_no_other_host() {
+    let hub = Hub::with_contents_elsewhere(&[("m-Q4_K_M.gguf", MODEL)]).await;
+    // A token from a file has a newline, mostly.
+    let home = home(&hub).env("HF_TOKEN", " hf_secret\n");
+    let hive = home.start().await;
+    let last = fetch(&hive, "hf:org/repo").await;
+    assert_eq!(last["stage"], "complete", "{last}");
+    let shown = hub.shown_tokens_at();
+    assert!(shown.len() >= 2, "the hub itself asks for it: {shown:?}");
+    assert!(
+        shown.iter().all(|path| !path.starts_with("/content/")),
+        "{shown:?}"
+    );
+    assert_eq!(hub.tokens(), [""]);
+    assert!(is_listed(&hive, "hf:org/repo/m-Q4_K_M.gguf").await);
+}

@@ -33,8 +33,12 @@ struct Shared {
     lies: bool,
     /// Held back until a permit is there.
     gate: Option<Semaphore>,
+    /// Whether contents are on another host.
+    is_elsewhere: bool,
     /// Ranges of contents that were asked for, and the tokens they came with.
     asked: Mutex<Vec<(u64, String)>>,
+    /// What came with a token: the hub's own calls, and looks at contents.
+    shown: Mutex<Vec<String>>,
 }
 
 impl Hub {
@@ -49,6 +53,20 @@ impl Hub {
             ..Shared::default()
         };
         Self::start(files, shared).await
+    }
+
+    /// Has its contents on another host, as the real one has.
+    pub(crate) async fn with_contents_elsewhere(files: &[(&str, &[u8])]) -> Self {
+        let shared = Shared {
+            is_elsewhere: true,
+            ..Shared::default()
+        };
+        Self::start(files, shared).await
+    }
+
+    /// Paths of all calls that came with a token.
+    pub(crate) fn shown_tokens_at(&self) -> Vec<String> {
+        self.shared.shown.lock().unwrap().clone()
     }
 
     /// Sends no content before [`Hub::open`].
@@ -107,6 +125,9 @@ async fn answer(State(hub): State<Arc<Shared>>, request: Request) -> Response {
         return StatusCode::from_u16(status).unwrap().into_response();
     }
     let path = request.uri().path();
+    if request.headers().contains_key(header::AUTHORIZATION) {
+        hub.shown.lock().unwrap().push(path.to_owned());
+    }
     if path == "/api/models/org/repo/revision/main" {
         let names = hub.files.keys().map(|name| json!({"rfilename": name}));
         return axum::Json(json!({"siblings": names.collect::<Vec<_>>(), "sha": COMMIT}))
@@ -121,6 +142,10 @@ async fn answer(State(hub): State<Arc<Shared>>, request: Request) -> Response {
         return StatusCode::NOT_FOUND.into_response();
     };
     let host = request.headers()[header::HOST].to_str().unwrap();
+    let host = match hub.is_elsewhere {
+        true => host.replace("127.0.0.1", "localhost"),
+        false => host.to_owned(),
+    };
     let etag = match hub.lies {
         true => "f".repeat(64),
         false => sha256(content),
