@@ -164,7 +164,11 @@ impl Orchestrator {
 
     /// Reads what an earlier life kept back into a job.
     pub(super) fn draft_again(&self, record: &JobRecord, stored: &[u8]) -> Result<Draft> {
-        let mut draft = self.draft_task(read_back(stored)?, true)?;
+        let mut task = read_back(stored)?;
+        // It was let in under the bound of its day.
+        let most = self.driver.config.timeouts.total_max;
+        task.options.total_timeout = task.options.total_timeout.map(|asked| asked.min(most));
+        let mut draft = self.draft_task(task, true)?;
         let waited = UnixMillis::now().since(record.submitted_at);
         if record.attempt == 0 {
             let left = draft.request.queue_timeout.saturating_sub(waited);

@@ -7,8 +7,8 @@ use std::ops::Add;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 pub use wall::JUMP_BELIEVED_AFTER;
 
@@ -43,10 +43,15 @@ impl UnixMillis {
         wall::now()
     }
 
-    /// Reads an RFC 3339 time; `None` if it is not one.
+    /// Reads an RFC 3339 time; `None` if it is not one, or lies in no year from 0 to 9999 of UTC:
+    /// it could not be written as one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        let at = at.checked_to_offset(UtcOffset::UTC)?;
+        if !(0..=9999).contains(&at.year()) {
+            return None;
+        }
         Some(UnixMillis((at.unix_timestamp_nanos() / 1_000_000) as i64))
     }
 
@@ -139,5 +144,10 @@ mod tests {
         assert_eq!(UnixMillis::parse(&at.to_string()), Some(at));
         assert_eq!(UnixMillis::parse("2024-11-22T01:00:00.123+01:00"), Some(at));
         assert_eq!(UnixMillis::parse("tomorrow"), None);
+        let last = UnixMillis::parse("9999-12-31T23:59:59Z").expect("a time");
+        assert_eq!(last.to_string(), "9999-12-31T23:59:59Z");
+        for unwritable in ["9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00+01:00"] {
+            assert_eq!(UnixMillis::parse(unwritable), None, "{unwritable}");
+        }
     }
 }

@@ -59,11 +59,20 @@ fn interrupt(db: &Connection, owner: Uuid, at: UnixMillis) -> rusqlite::Result<u
         ],
         |row| Ok((Ended::read(row)?, job_id(row, 3)?)),
     )?;
-    let ended: Vec<(Ended, JobId)> = ended.collect::<rusqlite::Result<_>>()?;
+    // All of it: a statement that changes rows changes them as they are asked for.
+    let ended: Vec<rusqlite::Result<(Ended, JobId)>> = ended.collect();
     let count = ended.len() as u64;
     let mut sums = Sums::default();
     let mut drop_request = db.prepare_cached(DROP_REQUEST)?;
-    for (ended, job) in ended {
+    for row in ended {
+        let (ended, job) = match row {
+            Ok(ended) => ended,
+            Err(error @ rusqlite::Error::SqliteFailure(..)) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "a stored job that was ended can't be read");
+                continue;
+            }
+        };
         if ended.asynchronous {
             drop_request.execute([job.0.as_bytes()])?;
         }
@@ -81,8 +90,23 @@ fn left_behind(db: &Connection, owner: Uuid) -> rusqlite::Result<Vec<(JobRecord,
          WHERE state < 2 AND owner <> ? ORDER BY id"
     );
     let mut found = db.prepare(&sql)?;
-    let found = found.query_map([owner.as_bytes()], |row| Ok((read(row)?, row.get("body")?)))?;
-    found.collect()
+    let mut rows = found.query([owner.as_bytes()])?;
+    let mut left = Vec::new();
+    while let Some(row) = rows.next()? {
+        match readable(row) {
+            Ok(job) => left.push(job),
+            // It stays as it is: what can't be read is for people to look at.
+            Err(error) => {
+                let job = job_id(row, 0).map_or_else(|_| "?".to_owned(), |id| id.to_string());
+                tracing::error!(job, %error, "a stored job can't be read; it is left as it is");
+            }
+        }
+    }
+    Ok(left)
+}
+
+fn readable(row: &Row<'_>) -> rusqlite::Result<(JobRecord, Vec<u8>)> {
+    Ok((read(row)?, row.get("body")?))
 }
 
 /// Deletes expired keys and old jobs; see `Store::purge`.

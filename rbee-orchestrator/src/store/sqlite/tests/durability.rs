@@ -31,6 +31,31 @@ async fn a_store_that_was_dropped_is_found_whole() {
 }
 
 #[tokio::test]
+async fn a_job_that_cannot_be_read_keeps_no_other_from_its_recovery() {
+    let (folder, store) = new_store(Tuning::default()).await;
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        let job = submission(asynchronous_job());
+        jobs.push(job.record.id);
+        store.submit(job).await.unwrap();
+    }
+    store.close().await.unwrap();
+    let db = rusqlite::Connection::open(folder.path().join("queen.db")).unwrap();
+    let broken = "UPDATE jobs SET model = CAST(x'ff' AS TEXT) WHERE id = ?";
+    db.execute(broken, [jobs[1].0.as_bytes()]).unwrap();
+    drop(db);
+
+    for _ in 0..2 {
+        let store = open_quick(&folder, Tuning::default()).await;
+        let found = store.recover(Uuid::new_v4(), UnixMillis::now()).await;
+        let found = found.expect("the others are recovered").waiting;
+        let ids: Vec<JobId> = found.iter().map(|(job, _)| job.id).collect();
+        assert_eq!(ids, [jobs[0], jobs[2]]);
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_store_that_was_closed_is_found_whole_and_takes_no_more() {
     let (folder, store) = new_store(without_hurry()).await;
     let job = submit(&store);
