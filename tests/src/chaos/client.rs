@@ -17,6 +17,9 @@ pub(super) const TENANTS: [&str; 2] = ["red", "blue"];
 /// Words of an answer.
 const WORDS: Range<u64> = 4..30;
 
+/// How deep what a message has beside its text may be nested, so that it can be stored.
+const DEEPEST: usize = 122;
+
 /// Tasks that a client leaves open before it follows one to its end.
 const MOST_OPEN: usize = 6;
 
@@ -262,8 +265,14 @@ fn headers(client: &Client, wish: &Wish) -> Client {
 }
 
 fn body(wish: &Wish) -> Value {
-    let mut body = json!({"model": super::MODEL, "prompt": wish.name, "max_tokens": wish.words,
+    let mut body = json!({"model": super::MODEL, "max_tokens": wish.words,
                           "tenant_id": wish.tenant});
+    if wish.class.is_durable() && wish.words.is_multiple_of(4) {
+        let deep = (0..DEEPEST).fold(json!(0), |inside, _| json!([inside]));
+        body["messages"] = json!([{"role": "user", "content": wish.name, "extra": deep}]);
+    } else {
+        body["prompt"] = json!(wish.name);
+    }
     if wish.class == Class::Batch {
         body["priority"] = json!("batch");
     }

@@ -1,6 +1,7 @@
 //! Starts the queen, has her die, and starts her again: at a step that her test hook names, or at
 //! any time.
 
+use super::weather::Weather;
 use crate::clock::monotonic_ns;
 use crate::harness::{Fallen, Launch, Queen};
 use crate::random::Random;
@@ -54,8 +55,12 @@ pub(super) fn purges(kills: usize) -> usize {
 /// `kills` deaths: first those that an old database brings, then each step in turns with deaths at
 /// any time, in an order that the seed decides.
 pub(super) fn plan(kills: usize, random: &mut Random) -> Vec<Death> {
-    let mut deaths = vec![Death::At(MIGRATING, 1)];
-    deaths.resize(1 + purges(kills), Death::At(PURGING, 1));
+    // The second life takes jobs in: a clock that is years ahead of the newest one purges nothing.
+    let mut deaths = vec![
+        Death::At(MIGRATING, 1),
+        Death::After(Duration::from_millis(ANY_TIME_MS)),
+    ];
+    deaths.resize(2 + purges(kills), Death::At(PURGING, 1));
     while deaths.len() < kills {
         let steps = UNDER_LOAD.iter();
         let mut turn: Vec<Death> = steps
@@ -105,6 +110,7 @@ impl Kills {
         &mut self,
         deaths: &[Death],
         launch: impl Fn() -> Launch<'h>,
+        weather: &Weather<'_>,
         deadline: Instant,
     ) -> Result<Queen> {
         for (number, death) in deaths.iter().enumerate() {
@@ -112,7 +118,7 @@ impl Kills {
                 break;
             }
             eprintln!("chaos: life {} of {}: {death:?}", number + 1, deaths.len());
-            self.one_life(*death, launch())?;
+            self.one_life(*death, launch(), weather)?;
         }
         self.started_ns.push(monotonic_ns());
         match launch().try_start() {
@@ -121,7 +127,7 @@ impl Kills {
         }
     }
 
-    fn one_life(&mut self, death: Death, launch: Launch<'_>) -> Result<()> {
+    fn one_life(&mut self, death: Death, launch: Launch<'_>, weather: &Weather<'_>) -> Result<()> {
         self.started_ns.push(monotonic_ns());
         match death {
             Death::At(step, passing) => {
@@ -151,6 +157,7 @@ impl Kills {
             }
             Death::After(time) => match launch.try_start() {
                 Ok(mut queen) => {
+                    let _passing = weather.turn(self.started_ns.len())?;
                     if let Some(status) = queen.ended(time) {
                         bail!("the queen ended by herself ({status}):\n{}", queen.log());
                     }
@@ -177,12 +184,10 @@ mod tests {
     #[test]
     fn a_short_plan_has_every_step_and_a_seed_decides_it() {
         for seed in 0..20 {
-            let deaths = plan(11, &mut Random::new(seed));
-            assert_eq!(deaths, plan(11, &mut Random::new(seed)));
-            assert_eq!(
-                deaths[..2],
-                [Death::At(MIGRATING, 1), Death::At(PURGING, 1)]
-            );
+            let deaths = plan(12, &mut Random::new(seed));
+            assert_eq!(deaths, plan(12, &mut Random::new(seed)));
+            assert_eq!(deaths[0], Death::At(MIGRATING, 1));
+            assert_eq!(deaths[2], Death::At(PURGING, 1));
             for (step, _) in UNDER_LOAD {
                 let has = |death: &&Death| matches!(death, Death::At(name, _) if *name == step);
                 assert_eq!(deaths.iter().filter(has).count(), 1, "{step}, seed {seed}");

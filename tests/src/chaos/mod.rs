@@ -1,5 +1,7 @@
 //! `make chaos`: a queen under load from several clients, killed with SIGKILL at each of the steps
-//! that durability hangs on and at any time between, and started again on the same database.
+//! that durability hangs on and at any time between, and started again on the same database. In the
+//! lives that end at any time her worker refuses what it is given for a while, and her clock jumps by days.
+//! Tasks come as prompts and as messages that are nested as deep as can be.
 //!
 //! What is promised is judged by what the clients wrote down and what the HTTP API says in the
 //! end. The seed decides who does what and where the queen dies; what meets what is up to the
@@ -11,6 +13,7 @@ mod killer;
 mod log;
 mod report;
 mod stage;
+mod weather;
 
 use crate::harness::{Client, Home, Launch, StubEngine, first_database, ports, until};
 use crate::random::Random;
@@ -26,6 +29,7 @@ use serde_json::{Value, json};
 use stage::Stage;
 use std::thread;
 use std::time::{Duration, Instant};
+use weather::Weather;
 
 /// Kills the queen again and again, and checks that she keeps her promises.
 #[derive(Parser, Debug, Clone)]
@@ -91,7 +95,8 @@ pub fn run(args: &Args) -> Result<Report> {
     let pace = ["--itl-ms", "4", "--words", "--journal"];
     let stub = home.stub(&pace);
     let port = ports::free()?;
-    let launch = || configured(&home, &stub, port);
+    let weather = Weather::new(&stub, home.path())?;
+    let launch = || weather.over(configured(&home, &stub, port));
     let client = Client::new(&format!("http://127.0.0.1:{port}"));
     let stage = Stage::new(client.clone(), random);
     let mut kills = Kills::default();
@@ -109,7 +114,7 @@ pub fn run(args: &Args) -> Result<Report> {
                 })
             })
             .collect();
-        let queen = kills.carry_out(&deaths, launch, deadline);
+        let queen = kills.carry_out(&deaths, launch, &weather, deadline);
         stage.close(if queen.is_ok() {
             SETTLING
         } else {
