@@ -48,6 +48,9 @@ pub(crate) struct EngineConfig {
     extensions: Vec<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// Variables of the hive's own environment that the engine gets beside the usual ones.
+    #[serde(default)]
+    pass_env: Vec<String>,
     /// Whether it has llama-server's `GET /props` and `GET /slots`.
     #[serde(default)]
     llama_api: bool,
@@ -83,6 +86,7 @@ pub(crate) struct CommandLine {
     pub(crate) program: String,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
+    pub(crate) pass_env: Vec<String>,
 }
 
 impl Engine {
@@ -147,6 +151,7 @@ impl Engine {
             env: env
                 .map(|(name, text)| (name.clone(), fill(text, &bin, values)))
                 .collect(),
+            pass_env: self.config.pass_env.clone(),
         })
     }
 }
@@ -204,6 +209,7 @@ fn llama_server() -> EngineConfig {
         health: default_health(),
         extensions: vec!["gguf".into()],
         env: BTreeMap::new(),
+        pass_env: Vec::new(),
         llama_api: true,
     }
 }

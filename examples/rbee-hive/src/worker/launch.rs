@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
-use super::Worker;
+use super::{Worker, environment};
 use crate::engine::{CommandLine, Engine, Values};
 use crate::error::{ApiError, Result};
 use crate::hive::Hive;
@@ -74,9 +74,8 @@ impl Launch {
         let child = Command::new(&line.program)
             .args(&line.args)
             .args(&self.extra_args)
-            // The hive's own secrets are no business of an engine.
-            .env_remove("RBEE_API_TOKEN")
-            .env_remove("LLORCH_API_TOKEN")
+            .env_clear()
+            .envs(environment::for_engine(&line.pass_env))
             .envs(line.env.iter().map(|(name, value)| (name, value)))
             .env(MARK, mark)
             .stdin(Stdio::null())

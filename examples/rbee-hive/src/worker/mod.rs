@@ -2,6 +2,7 @@
 
 mod address;
 mod adopt;
+mod environment;
 mod launch;
 mod probe;
 mod spawn;

@@ -140,8 +140,18 @@ async fn only_the_token_opens_and_health_is_public() {
 }
 
 #[tokio::test]
-async fn an_engine_never_sees_the_token() {
-    let home = Home::new().env("RBEE_API_TOKEN", "secret");
+async fn an_engine_sees_no_secrets_and_what_its_administrator_passes() {
+    let home = Home::new()
+        .env("RBEE_API_TOKEN", "secret")
+        .env("HF_TOKEN", "secret")
+        .env("QUEEN_TOKEN", "secret")
+        .env("CLOUD_CONFIG", "secret")
+        .env("OMP_NUM_THREADS", "1")
+        .env("WANTED_BY_ENGINE", "1");
+    let config = std::fs::read_to_string(home.path("hive.toml")).unwrap();
+    let passed = "[engines.stub]\npass_env = [\"WANTED_BY_ENGINE\"]";
+    let config = config.replace("[engines.stub]", passed);
+    std::fs::write(home.path("hive.toml"), config).unwrap();
     let hive = home.start().await;
     hive.spawn("w", "ok").await;
     hive.worker_in("w", "idle").await;
@@ -149,6 +159,14 @@ async fn an_engine_never_sees_the_token() {
         let logs = hive.request("GET", "/v1/logs?worker_id=w").send().await;
         let logs = logs.ok()?.text().await.ok()?;
         assert!(!logs.contains("secret"), "{logs}");
+        let (_, environment) = logs.split_once("stub: environment ")?;
+        let (environment, _) = environment.split_once(" end")?;
+        for hidden in ["RBEE_API_TOKEN", "HF_TOKEN", "QUEEN_TOKEN", "CLOUD_CONFIG"] {
+            assert!(!environment.contains(hidden), "{environment}");
+        }
+        for seen in ["PATH", "FLAVOUR", "OMP_NUM_THREADS", "WANTED_BY_ENGINE"] {
+            assert!(environment.contains(seen), "{environment}");
+        }
         logs.contains("stub: token None flavour port").then_some(())
     })
     .await;
