@@ -94,7 +94,10 @@ impl Settings {
             Some(addr) => split_addr(addr)?,
             None => (args.host, args.port),
         };
-        let token = variable("RBEE_API_TOKEN").or_else(|| variable("LLORCH_API_TOKEN"));
+        let token = match secret("RBEE_API_TOKEN")? {
+            Some(token) => Some(token),
+            None => secret("LLORCH_API_TOKEN")?,
+        };
         if token.is_none() && !is_loopback(&host) {
             bail!(
                 "TOKEN_REQUIRED: {host} can be reached from other machines; set RBEE_API_TOKEN \
@@ -178,6 +181,31 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// A token from the environment without white space around it. One that no caller could send is an
+/// error; an empty variable is none.
+fn secret(name: &str) -> Result<Option<String>> {
+    match env::var_os(name).filter(|value| !value.is_empty()) {
+        Some(value) => sendable(name, value.to_str()).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn sendable(name: &str, value: Option<&str>) -> Result<String> {
+    let token = value.unwrap_or("\u{fffd}").trim();
+    if token.is_empty() {
+        bail!(
+            "TOKEN_INVALID: {name} is blank; set it to the token that callers must send, or unset it"
+        );
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!(
+            "TOKEN_INVALID: {name} has characters that a header can't carry; use printable ASCII \
+             without spaces, such as the output of `openssl rand -hex 32`"
+        );
+    }
+    Ok(token.to_owned())
+}
+
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("path {}", path.display()))
 }
@@ -190,6 +218,21 @@ mod tests {
     fn an_unknown_key_is_named() {
         let error = toml::from_str::<ConfigFile>("slot = 3").unwrap_err();
         assert!(error.to_string().contains("slot"), "{error}");
+    }
+
+    #[test]
+    fn a_token_is_trimmed_and_one_that_no_caller_could_send_is_refused() {
+        assert_eq!(sendable("T", Some(" s3cret\r\n")).unwrap(), "s3cret");
+        for odd in [
+            Some(" \n"),
+            Some("a b"),
+            Some("a\nb"),
+            Some("t\u{f6}ken"),
+            None,
+        ] {
+            let error = sendable("T", odd).unwrap_err().to_string();
+            assert!(error.contains("TOKEN_INVALID: T "), "{error}");
+        }
     }
 
     #[test]

@@ -255,6 +255,11 @@ async fn a_hive_that_can_not_start_says_why() {
     assert_refused(&run(&["--port", &port]), "PORT_IN_USE");
     assert_refused(&run(&["--addr", "0.0.0.0:0"]), "TOKEN_REQUIRED");
     assert_refused(&run(&["--addr", "nonsense"]), "HOST:PORT");
+    for token in [" \n", "two words"] {
+        let mut command = home.command(&["--port", "0"]);
+        let output = command.env("RBEE_API_TOKEN", token).output().unwrap();
+        assert_refused(&output, "TOKEN_INVALID: RBEE_API_TOKEN");
+    }
     for (lines, named) in [("sloots = 1", "sloots"), ("slots = 0", "slots = 0")] {
         home.configure(lines);
         assert_refused(&run(&["--port", "0"]), named);
