@@ -66,10 +66,11 @@ async fn live(mut settings: Settings, listener: TcpListener) -> Result<()> {
     let address = listener.local_addr()?;
     settings.config.fill_in(address, &settings.database);
     let store = SqliteStore::open(&settings.database).await?;
+    let hive_token = settings.hive_token()?;
     let orchestrator = Orchestrator::builder()
         .config(settings.config.clone())
         .store(store)
-        .hive_token(settings.hive_token()?)
+        .hive_token(hive_token)
         .start()
         .await?;
     let access = settings.access();

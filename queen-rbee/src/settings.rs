@@ -70,9 +70,13 @@ impl Settings {
         Ok(self.config_file.as_deref().map(Config::read).transpose()?)
     }
 
-    /// The token between queen and hives.
-    pub(crate) fn hive_token(&self) -> Result<HiveToken> {
+    /// The secret between queen and hives. Where somebody chose it and nobody can register hives
+    /// without a token, it is what hives were given that others run.
+    pub(crate) fn hive_token(&mut self) -> Result<HiveToken> {
         let file: Option<&Path> = self.config.hive_token_file.as_deref();
+        let is_chosen = file.is_some() || std::env::var_os("QUEEN_HIVE_TOKEN").is_some();
+        let is_shared = is_chosen && self.token.is_some();
+        self.config.hives.shared_token.get_or_insert(is_shared);
         Ok(HiveToken::find("QUEEN_HIVE_TOKEN", file, &self.database)?)
     }
 

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rbee_orchestrator::domain::HiveId;
+use rbee_orchestrator::hives::HiveToken;
 use rbee_tests::harness::events::assert_task_completed;
 use rbee_tests::harness::{Daemon, Home, eventually, ports, programs, raw};
 use serde_json::json;
@@ -92,14 +94,26 @@ fn a_client_that_stops_reading_is_given_up_and_its_slot_is_free() {
 
 #[test]
 fn a_hive_that_someone_else_runs_serves_requests_and_is_left_running() {
-    const TOKEN: &str = "a-token-that-both-sides-know";
+    const SECRET: &str = "a-secret-of-the-queen";
+    let secret = HiveToken::new(SECRET).expect("a token");
+    let own = secret.for_hive(&HiveId::new("other").expect("an id"));
+    someone_elses_hive_serves(SECRET, own.expose(), "");
+}
+
+#[test]
+fn a_hive_that_was_given_the_secret_itself_is_served_where_that_is_configured() {
+    const SECRET: &str = "a-secret-that-both-sides-know";
+    someone_elses_hive_serves(SECRET, SECRET, "hives.shared_token = true");
+}
+
+fn someone_elses_hive_serves(secret: &str, token: &str, setting: &str) {
     let home = Home::new();
     home.add_model("small.stub", "tokens = 3");
     let port = ports::free().expect("there is a free port");
     let mut command = Command::new(programs::hive());
     command
         .args(["daemon", "--port", &port.to_string()])
-        .env("RBEE_API_TOKEN", TOKEN)
+        .env("RBEE_API_TOKEN", token)
         .env("RBEE_HIVE_MODELS", home.models())
         .env("RBEE_HIVE_STATE", home.path().join("other-hive"))
         .env("RBEE_HIVE_CONFIG", home.path().join("hive.toml"));
@@ -108,8 +122,8 @@ fn a_hive_that_someone_else_runs_serves_requests_and_is_left_running() {
     {
         let queen = home
             .queen()
-            .env("QUEEN_HIVE_TOKEN", TOKEN)
-            .config("hives.local = false")
+            .env("QUEEN_HIVE_TOKEN", secret)
+            .config(&format!("hives.local = false\n{setting}"))
             .start();
         let added = queen.ask(
             "/v2/registry/beehives/add",

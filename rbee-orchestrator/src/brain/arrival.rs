@@ -51,7 +51,7 @@ impl Brain {
 
     /// Takes the word of a hive for a worker that the queen did not ask for.
     fn vouched_for(&self, call: &WorkerCallback) -> Result<WorkerSpec> {
-        let Some(hive) = call.hive.as_ref().filter(|_| call.trusted) else {
+        let Some(hive) = call.hive.as_ref().filter(|_| call.is_vouched_for()) else {
             return Err(Error::new(
                 Code::WorkerNotFound,
                 format!(
@@ -74,7 +74,8 @@ impl Brain {
         Ok(call.spec())
     }
 
-    /// A worker that is known says that it is ready.
+    /// A worker that is known says that it is ready. Without its hive's token that is only a hint:
+    /// who knows better is asked, and nothing of what was said is taken.
     ///
     /// # Errors
     /// `INVALID_REQUEST` for an address that it may not have.
@@ -85,26 +86,32 @@ impl Brain {
         call: &WorkerCallback,
         out: &mut Vec<Action>,
     ) -> Result<()> {
-        if let Some(worker) = self.workers.get(id) {
+        let Some(worker) = self.workers.get(id) else {
+            return Ok(());
+        };
+        let hive = worker.spec.hive.clone();
+        if call.speaks_for(hive.as_ref()) {
             self.check_address(worker, call)?;
-        }
-        self.make_ready(now, id, call, out);
-        Ok(())
-    }
-
-    /// Whoever can reach the queen can call a worker ready; that must not lead its requests
-    /// elsewhere.
-    fn check_address(&self, worker: &Worker, call: &WorkerCallback) -> Result<()> {
-        let spec = &worker.spec;
-        if call.host == spec.host && call.port == spec.port {
+            self.make_ready(now, id, call, out);
             return Ok(());
         }
-        let loads = !worker.ready && worker.prospect == Prospect::Loads;
-        if !loads && !call.trusted {
+        let spec = &worker.spec;
+        let is_fixed = worker.ready || hive.is_none();
+        if is_fixed && (&call.host, call.port) != (&spec.host, spec.port) {
             let at = format!("it is at {}:{}", spec.host, spec.port);
             return Err(not_its_address(call, &at));
         }
-        if loads && (call.trusted || call.host == spec.host) {
+        match hive {
+            Some(hive) => out.push(Action::CheckHive { hive }),
+            None => self.check_again(id, out),
+        }
+        Ok(())
+    }
+
+    /// The word of a hive may not lead requests to another machine.
+    fn check_address(&self, worker: &Worker, call: &WorkerCallback) -> Result<()> {
+        let spec = &worker.spec;
+        if call.host == spec.host && (call.port == spec.port || !worker.ready) {
             return Ok(());
         }
         let hive = spec.hive.as_ref().and_then(|hive| self.hives.get(hive));
@@ -113,13 +120,13 @@ impl Brain {
             return Err(not_its_address(call, why));
         };
         let hostname = &hive.record.spec.hostname;
-        match is_loopback(&call.host) || call.host == *hostname {
-            true => Ok(()),
-            false => Err(not_its_address(
-                call,
-                &format!("its hive's host is {hostname}"),
-            )),
+        if is_loopback(&call.host) || call.host == *hostname {
+            return Ok(());
         }
+        Err(not_its_address(
+            call,
+            &format!("its hive's host is {hostname}"),
+        ))
     }
 
     /// Takes in the workers whose calls were held for spawns that turned out to be of others.
@@ -154,6 +161,9 @@ impl Brain {
         spec.slots_total = call.slots_total.unwrap_or(spec.slots_total).max(1);
         spec.protocol = call.protocol.unwrap_or(spec.protocol);
         spec.vram_bytes = call.vram_bytes.unwrap_or(spec.vram_bytes);
+        if call.authorization.is_some() {
+            spec.authorization.clone_from(&call.authorization);
+        }
         if call.served_model.is_some() {
             spec.served_model.clone_from(&call.served_model);
         }
@@ -274,6 +284,7 @@ impl WorkerCallback {
             protocol: self.protocol.unwrap_or_default(),
             slots_total: self.slots_total.unwrap_or(1).max(1),
             vram_bytes: self.vram_bytes.unwrap_or(0),
+            authorization: self.authorization.clone(),
         }
     }
 }

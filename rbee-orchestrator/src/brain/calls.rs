@@ -1,5 +1,7 @@
 //! What callers ask of the brain beside telling it events.
 
+use http::HeaderValue;
+
 use crate::domain::{Constraints, HiveId, ModelRef, WorkerId, WorkerProtocol};
 
 /// A worker that calls back, or that an administrator registers.
@@ -27,8 +29,22 @@ pub struct WorkerCallback {
     pub slots_total: Option<u32>,
     /// Memory it takes, in bytes.
     pub vram_bytes: Option<u64>,
-    /// Whether the caller showed the callback token.
-    pub trusted: bool,
+    /// The hives whose token the caller showed.
+    pub speaks_for: Vec<HiveId>,
+    /// What the worker is shown as `Authorization`, if such a hive's word brought it.
+    pub authorization: Option<HeaderValue>,
+}
+
+impl WorkerCallback {
+    /// Whether the caller may speak for a worker of this hive.
+    pub(super) fn speaks_for(&self, hive: Option<&HiveId>) -> bool {
+        hive.is_some_and(|hive| self.speaks_for.contains(hive))
+    }
+
+    /// Whether the hive that it names stands behind it.
+    pub(super) fn is_vouched_for(&self) -> bool {
+        self.speaks_for(self.hive.as_ref())
+    }
 }
 
 /// An administrator's wish for a worker.

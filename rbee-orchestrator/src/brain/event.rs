@@ -154,6 +154,8 @@ pub struct Spawned {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// What the worker is shown as `Authorization`.
+    pub authorization: Option<http::HeaderValue>,
 }
 
 /// What happened.

@@ -101,6 +101,7 @@ impl Brain {
             protocol: WorkerProtocol::OpenAi,
             slots_total: self.config.hives.worker_slots.unwrap_or(1).max(1),
             vram_bytes: on_disk.and_then(|model| model.vram_bytes).unwrap_or(0),
+            authorization: None,
         });
         out.push(Action::Spawn {
             model_path: on_disk.and_then(|model| model.local_path.clone()),
@@ -210,6 +211,7 @@ impl Brain {
             let spec = Arc::make_mut(&mut worker.spec);
             spec.host = spawned.host;
             spec.port = spawned.port;
+            spec.authorization = spawned.authorization;
         }
         let draining = worker.draining;
         if spawned.id != *id && !self.workers.contains(&spawned.id) {
@@ -249,7 +251,7 @@ impl Brain {
     pub(super) fn let_early_calls_go(&mut self) {
         if !self.early_ready.is_empty() && !self.is_spawn_in_flight() {
             let calls = std::mem::take(&mut self.early_ready);
-            let vouched = |call: &WorkerCallback| call.trusted && call.hive.is_some();
+            let vouched = |call: &WorkerCallback| call.is_vouched_for();
             self.early_adoptable
                 .extend(calls.into_iter().filter(vouched));
         }

@@ -86,6 +86,12 @@ impl Brain {
         self.other_ids.get(id).unwrap_or(id)
     }
 
+    /// The hive that a worker is on, whichever of its ids is given.
+    #[must_use]
+    pub fn hive_of(&self, id: &WorkerId) -> Option<HiveId> {
+        self.workers.get(self.minted(id))?.spec.hive.clone()
+    }
+
     /// The workers of a hive, by id: the order of what is done must not depend on hashing.
     pub(super) fn workers_of(&self, hive: &HiveId) -> Vec<WorkerId> {
         let of_hive = |worker: &&Worker| worker.spec.hive.as_ref() == Some(hive);

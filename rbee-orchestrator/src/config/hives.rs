@@ -60,6 +60,10 @@ pub struct HivesConfig {
     pub model_eviction: ModelEviction,
     /// Models that stay, by any of their names.
     pub pinned_models: Vec<String>,
+    /// Whether hives that someone else runs are shown the secret itself in place of a token of their
+    /// own, as those need that were given it. `None`: no, but the daemon says yes where both the
+    /// secret and a token of her clients are configured.
+    pub shared_token: Option<bool>,
     /// Slots asked for when a worker is spawned; `None` leaves it to the hive.
     pub worker_slots: Option<u32>,
 }
@@ -109,6 +113,7 @@ impl Default for HivesConfig {
             auto_download: true,
             model_eviction: ModelEviction::default(),
             pinned_models: Vec::new(),
+            shared_token: None,
             worker_slots: None,
         }
     }

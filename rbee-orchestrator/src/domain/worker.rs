@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 
 use super::{HiveId, ModelRef, Mono, UnixMillis, WorkerId};
@@ -43,6 +44,9 @@ pub struct WorkerSpec {
     pub slots_total: u32,
     /// Memory it takes, in bytes; 0 when unknown.
     pub vram_bytes: u64,
+    /// What it is shown as `Authorization`: its own key, or else its hive's token. Only a hive's
+    /// word brings it; a registered worker has none.
+    pub authorization: Option<HeaderValue>,
 }
 
 /// Whether a worker can take work.

@@ -341,9 +341,10 @@ impl HiveClient {
 
     pub(super) fn token_refused(&self, status: StatusCode) -> Error {
         let said = format!(
-            "refuses the queen's token ({status}); give both the same one: the queen's hive token \
-             (from her configuration or the file <database>.hive-token) must be RBEE_API_TOKEN in \
-             the hive's environment"
+            "refuses its token ({status}): RBEE_API_TOKEN in the hive's environment must be the \
+             HMAC-SHA256 of \"rbee-hive:{}\" under the queen's secret (QUEEN_HIVE_TOKEN, or the \
+             file <database>.hive-token), or, with hives.shared_token, the secret itself",
+            self.hive
         );
         self.unreachable(&said)
             .detail("hive_status", status.as_u16())

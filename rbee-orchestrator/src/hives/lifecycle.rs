@@ -29,7 +29,7 @@ pub struct HiveOptions {
     pub queen_url: Option<String>,
     /// Folder of the programs that may be uploaded; `None` is that of the queen's own executable.
     pub upload_dir: Option<PathBuf>,
-    /// The token between queen and hives.
+    /// The token between the queen and this hive.
     pub token: HiveToken,
     /// File for the hive's output.
     pub log_file: PathBuf,
@@ -276,6 +276,11 @@ impl HiveHandle {
     pub(super) fn command(&self) -> HiveCommand {
         let launch = self.launch().clone();
         launch.command(&self.options, self.transport.host())
+    }
+
+    /// The token between the queen and this hive.
+    pub(crate) fn token(&self) -> &HiveToken {
+        &self.options.token
     }
 
     pub(super) fn options(&self) -> &HiveOptions {

@@ -24,5 +24,6 @@ pub use events::HiveEvents;
 pub use lifecycle::{HiveHandle, HiveOptions, Stopped};
 pub use models::DownloadAnswer;
 pub use provisioner::{Progress, Provisioner};
+pub(crate) use token::bearer;
 pub use token::{HiveToken, secret};
-pub use wire::{HiveWorker, HiveWorkerState, SpawnAnswer, SpawnRequest};
+pub use wire::{ApiKey, HiveWorker, HiveWorkerState, SpawnAnswer, SpawnRequest};

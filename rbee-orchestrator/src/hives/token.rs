@@ -7,6 +7,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use hmac::{Hmac, Mac};
+use http::HeaderValue;
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+
+use crate::domain::HiveId;
 use crate::error::{Code, Error, Result};
 
 const RANDOM_BYTES: usize = 32;
@@ -34,8 +40,7 @@ impl HiveToken {
         let mut bytes = [0; RANDOM_BYTES];
         getrandom::fill(&mut bytes)
             .map_err(|error| Error::internal(format!("no random numbers: {error}")))?;
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(HiveToken(hex.into()))
+        Ok(HiveToken(hex(&bytes).into()))
     }
 
     /// The token kept in a file; a new random one if the file is not there yet. Blocks on the
@@ -66,6 +71,22 @@ impl HiveToken {
         Self::load_or_create(Path::new(&beside))
     }
 
+    /// The token of one hive: the HMAC-SHA256 of `rbee-hive:NAME` under this secret, in hexadecimal
+    /// digits. It opens no other hive and speaks for none.
+    #[must_use]
+    pub fn for_hive(&self, hive: &HiveId) -> Self {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes())
+            .expect("HMAC takes keys of any length");
+        mac.update(b"rbee-hive:");
+        mac.update(hive.as_str().as_bytes());
+        HiveToken(hex(&mac.finalize().into_bytes()).into())
+    }
+
+    /// Whether somebody showed this token; takes as long for any that is as long.
+    pub(crate) fn is(&self, shown: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(shown).into()
+    }
+
     /// The token itself.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -77,6 +98,17 @@ impl fmt::Debug for HiveToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HiveToken(…)")
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The value of an `Authorization` header; `None` for what can't stand in one.
+pub(crate) fn bearer(key: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The outer error says that no file could be made, the inner one that no token could.
@@ -222,6 +254,17 @@ mod tests {
         }
         let error = HiveToken::load_or_create(Path::new("/nowhere/token")).expect_err("no folder");
         assert!(error.message.contains("/nowhere/token"), "{error}");
+    }
+
+    #[test]
+    fn each_hive_has_a_token_that_tells_nothing_of_the_others() {
+        let secret = HiveToken::new("s3cret").expect("a token");
+        let of = |name: &str| secret.for_hive(&HiveId::new(name).expect("an id"));
+        // printf rbee-hive:gpu-0 | openssl dgst -sha256 -hmac s3cret
+        let expected = "ef154d693d740ea675b8ef072b3c778bb3416b489b8fc6ed8fc04528d6c1a13d";
+        assert_eq!(of("gpu-0").expose(), expected);
+        assert_ne!(of("gpu-0"), of("gpu-1"));
+        assert!(of("gpu-0").is(expected.as_bytes()) && !of("gpu-1").is(expected.as_bytes()));
     }
 
     #[test]

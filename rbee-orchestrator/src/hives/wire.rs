@@ -1,6 +1,8 @@
 //! What hives say, read with lenience: unknown fields are ignored, null is absent, numbers may be
 //! text, and an entry that makes no sense is left out instead of spoiling the whole answer.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -52,6 +54,24 @@ impl SpawnRequest {
     }
 }
 
+/// The key of one engine. Its debug form does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl std::ops::Deref for ApiKey {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
 /// What a hive answered to a spawn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpawnAnswer {
@@ -61,6 +81,8 @@ pub struct SpawnAnswer {
     pub url: Option<String>,
     /// How far it is.
     pub state: HiveWorkerState,
+    /// The key that its engine asks for.
+    pub api_key: Option<ApiKey>,
 }
 
 /// How far a worker is, as its hive sees it. Whether it can take work is for its own health check
@@ -119,6 +141,8 @@ pub struct HiveWorker {
     pub served_model: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// The key that its engine asks for.
+    pub api_key: Option<ApiKey>,
 }
 
 impl HiveWorker {
@@ -146,6 +170,7 @@ impl HiveWorker {
             protocol: self.protocol.unwrap_or(WorkerProtocol::Rbee),
             slots_total: self.slots_total,
             vram_bytes: self.vram_bytes,
+            authorization: None,
         })
     }
 }
@@ -175,6 +200,7 @@ fn read_worker(worker: &Value) -> Option<HiveWorker> {
         protocol: text(worker, &["protocol"]).and_then(|p| read_protocol(&p)),
         served_model: text(worker, &["served_model"]),
         error: text(worker, &["error", "reason"]),
+        api_key: text(worker, &["api_key"]).map(ApiKey),
     })
 }
 
@@ -197,6 +223,7 @@ pub(super) fn read_spawn(body: &Value) -> Option<SpawnAnswer> {
         worker_id: WorkerId::new(text(body, &["worker_id", "id"])?).ok()?,
         url: text(body, &["url"]).filter(|url| !url.is_empty()),
         state: state(body),
+        api_key: text(body, &["api_key"]).map(ApiKey),
     })
 }
 

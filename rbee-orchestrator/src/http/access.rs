@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName};
 use subtle::ConstantTimeEq;
 
 use crate::Orchestrator;
-use crate::domain::is_loopback;
+use crate::domain::{HiveId, is_loopback};
 use crate::error::{Code, Error, Result};
 
 // Made once: a name in text is checked and hashed anew with each look.
@@ -67,22 +67,25 @@ impl Access {
         *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
-    /// Lets a caller in or not; says whether it showed the hives' token.
+    /// Lets a caller in or not; says which hives' token it showed.
     pub(super) fn check(
         &self,
         head: &Parts,
         is_callback: bool,
         orchestrator: &Orchestrator,
-    ) -> Result<bool> {
+    ) -> Result<Vec<HiveId>> {
         let shown = bearer(&head.headers);
-        let is_hive = is_callback && shown.is_some_and(|token| orchestrator.is_hive_token(token));
+        let hives = match shown.filter(|_| is_callback) {
+            Some(token) => orchestrator.hives_of_token(token),
+            None => Vec::new(),
+        };
         let Some(token) = &self.token else {
             self.refuse_web_pages(head)?;
-            return Ok(is_hive);
+            return Ok(hives);
         };
         let is_right = |shown: &[u8]| bool::from(shown.ct_eq(token.as_bytes()));
         match shown {
-            Some(shown) if is_hive || is_right(shown) => Ok(is_hive),
+            Some(shown) if !hives.is_empty() || is_right(shown) => Ok(hives),
             Some(_) => Err(Error::new(
                 Code::Unauthorized,
                 "the token is not the right one",

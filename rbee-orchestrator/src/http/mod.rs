@@ -44,6 +44,7 @@ use http_body::Body as HttpBody;
 use uuid::Uuid;
 
 use crate::Orchestrator;
+use crate::domain::HiveId;
 use crate::error::{Code, Error, Result};
 
 pub use access::Access;
@@ -73,8 +74,8 @@ struct Context<'a> {
     /// The path's `{id}`.
     id: &'a str,
     correlation_id: &'a str,
-    /// Whether the caller showed the token that hives show.
-    is_hive: bool,
+    /// The hives whose token the caller showed.
+    speaks_for: Vec<HiveId>,
     /// Whether OpenAI's clients read the answer.
     is_openai: bool,
 }
@@ -132,7 +133,7 @@ impl HttpApi {
         drop(std::mem::take(&mut head.uri));
         let mut response = match admitted {
             Err(error) => answer::error(&error, is_openai, &correlation_id),
-            Ok((route, is_hive)) => {
+            Ok((route, speaks_for)) => {
                 if let Some(asking) = asking.filter(|_| route != Route::Health) {
                     asking.is_let_in();
                 }
@@ -142,7 +143,7 @@ impl HttpApi {
                     query: query.as_deref(),
                     id,
                     correlation_id: &correlation_id,
-                    is_hive,
+                    speaks_for,
                     is_openai,
                 };
                 route.answer(&mut context, body).await
@@ -159,15 +160,15 @@ impl HttpApi {
     }
 
     /// Which route it is, if the caller may use it.
-    fn admit(&self, head: &http::request::Parts, found: &Found) -> Result<(Route, bool)> {
+    fn admit(&self, head: &http::request::Parts, found: &Found) -> Result<(Route, Vec<HiveId>)> {
         let access = &self.inner.access;
         let orchestrator = &self.inner.orchestrator;
         if let Found::Route(Route::Health) = found {
-            return Ok((Route::Health, false));
+            return Ok((Route::Health, Vec::new()));
         }
-        let is_hive = access.check(head, found.is_callback(), orchestrator)?;
+        let speaks_for = access.check(head, found.is_callback(), orchestrator)?;
         match found {
-            Found::Route(route) => Ok((*route, is_hive)),
+            Found::Route(route) => Ok((*route, speaks_for)),
             Found::OtherMethods(allowed) => Err(Error::new(
                 Code::MethodNotAllowed,
                 format!(

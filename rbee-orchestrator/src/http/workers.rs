@@ -158,15 +158,11 @@ struct Announcement {
     slots_total: Option<u32>,
     vram_bytes: Option<u64>,
     protocol: Option<WorkerProtocol>,
+    api_key: Option<String>,
 }
 
 impl Announcement {
-    fn read(
-        self,
-        reach: &Reach,
-        minted: Option<WorkerId>,
-        trusted: bool,
-    ) -> Result<WorkerCallback> {
+    fn read(self, reach: &Reach, minted: Option<WorkerId>) -> Result<WorkerCallback> {
         let id = match (self.worker_id, minted) {
             (Some(id), _) => WorkerId::new(id)?,
             (None, Some(minted)) => minted,
@@ -196,7 +192,8 @@ impl Announcement {
             protocol: self.protocol,
             slots_total: self.slots_total,
             vram_bytes: self.vram_bytes,
-            trusted,
+            speaks_for: Vec::new(),
+            authorization: None,
         })
     }
 }
@@ -208,14 +205,20 @@ where
     B::Error: std::fmt::Display,
 {
     let said: Announcement = read::json(context, body).await?;
-    let call = said.read(
-        &context.orchestrator.config().reach(),
-        None,
-        context.is_hive,
-    )?;
+    let api_key = said.api_key.clone();
+    let mut call = said.read(&context.orchestrator.config().reach(), None)?;
+    call.speaks_for.clone_from(&context.speaks_for);
     let id = call.id.clone();
-    context.orchestrator.worker_ready(call)?;
-    Ok(success(&format!("worker {id} is ready")))
+    let is_hint = call.speaks_for.is_empty();
+    context
+        .orchestrator
+        .worker_ready(call, api_key.as_deref())?;
+    let message = if is_hint {
+        format!("worker {id} is looked for: only its hive's token makes it ready at once")
+    } else {
+        format!("worker {id} is ready")
+    };
+    Ok(success(&message))
 }
 
 /// `POST …/register`.
@@ -226,11 +229,8 @@ where
 {
     const MOST_SLOTS: u32 = 65_536;
     let said: Announcement = read::json(context, body).await?;
-    let mut call = said.read(
-        &context.orchestrator.config().reach(),
-        Some(WorkerId::mint()),
-        true,
-    )?;
+    let reach = context.orchestrator.config().reach();
+    let mut call = said.read(&reach, Some(WorkerId::mint()))?;
     let name = call.model.served_name();
     call.served_model.get_or_insert_with(|| name.to_owned());
     if !call
@@ -265,7 +265,7 @@ where
     let reason = said
         .reason
         .unwrap_or_else(|| "its hive does not say why".to_owned());
-    if !context.is_hive {
+    if !context.orchestrator.may_speak_for(&context.speaks_for, &id) {
         context.orchestrator.doubt_worker(&id);
         let message = format!("worker {id} is being checked: only its hive's token takes it out");
         return Ok(success(&message));

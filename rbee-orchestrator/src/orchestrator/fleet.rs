@@ -10,6 +10,7 @@ use crate::brain::{Event, OrderAnswer, SpawnOrder, WorkerCallback};
 use crate::config::StaticWorker;
 use crate::domain::{HiveId, HiveStatus, ModelRef, Worker, WorkerId};
 use crate::error::{Code, Error, Result};
+use crate::hives::bearer;
 use crate::scheduler::Hive;
 
 /// How long a new worker may take to show that it is this orchestrator.
@@ -73,13 +74,29 @@ impl Orchestrator {
             .decide(|brain, now, out| brain.shutdown_worker(now, id, force, out))
     }
 
-    /// A worker's call that it is ready.
+    /// A worker's call that it is ready, with the key that its engine asks for. Only the word of
+    /// the hives that `call.speaks_for` is taken; of others it is a hint upon which the hive is asked.
     ///
     /// # Errors
     /// `WORKER_NOT_FOUND` for a stranger, `INVALID_REQUEST` for an URL that is not on its hive.
-    pub fn worker_ready(&self, call: WorkerCallback) -> Result<()> {
+    pub fn worker_ready(&self, mut call: WorkerCallback, api_key: Option<&str>) -> Result<()> {
+        if let Some(hive) = call
+            .speaks_for
+            .first()
+            .and_then(|id| self.driver.hives.get(id))
+        {
+            let key = api_key.unwrap_or_else(|| hive.handle.token().expose());
+            call.authorization = bearer(key);
+        }
         self.driver
             .decide(|brain, now, out| brain.worker_ready(now, call, out))
+    }
+
+    /// Whether a caller who showed the token of these hives may speak for a worker.
+    #[must_use]
+    pub fn may_speak_for(&self, hives: &[HiveId], worker: &WorkerId) -> bool {
+        let hive = self.driver.look(|brain, _| brain.hive_of(worker));
+        hive.is_some_and(|hive| hives.contains(&hive))
     }
 
     /// A call that a worker died, by a caller who may not say so: the worker and its hive are asked.
@@ -268,7 +285,8 @@ impl Orchestrator {
             protocol: Some(worker.protocol),
             slots_total: Some(worker.slots_total),
             vram_bytes: None,
-            trusted: true,
+            speaks_for: Vec::new(),
+            authorization: None,
         })
     }
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
@@ -16,7 +17,9 @@ use super::driver::Driver;
 use crate::brain::{Event, SeenState, SeenWorker, Spawned};
 use crate::domain::{HiveRecord, HiveStatus, WorkerId, WorkerSpec};
 use crate::error::{Code, Error, Result};
-use crate::hives::{HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped};
+use crate::hives::{
+    HiveClient, HiveHandle, HiveWorker, HiveWorkerState, SpawnRequest, Stopped, bearer,
+};
 use crate::transport::is_own_trouble;
 
 use orders::{leave_or_check, next_leave};
@@ -273,7 +276,10 @@ impl HiveActor {
 
     fn seen(&self, worker: &HiveWorker) -> Option<SeenWorker> {
         let spec = match worker.spec(self.handle.id()) {
-            Ok(spec) => spec,
+            Ok(spec) => WorkerSpec {
+                authorization: self.authorization(worker.api_key.as_deref()),
+                ..spec
+            },
             Err(error) => {
                 tracing::debug!(hive = %self.handle.id(), %error, "left a worker out");
                 return None;
@@ -338,7 +344,13 @@ impl HiveActor {
             id: answer.worker_id,
             host,
             port,
+            authorization: self.authorization(answer.api_key.as_deref()),
         })
+    }
+
+    /// What a worker is shown: the key that was made for it, so that it sees no more than it needs.
+    fn authorization(&self, key: Option<&str>) -> Option<HeaderValue> {
+        bearer(key.unwrap_or_else(|| self.handle.token().expose()))
     }
 
     /// A worker that its hive does not end keeps its place, and is tried again at each check.

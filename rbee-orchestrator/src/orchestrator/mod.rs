@@ -21,7 +21,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use uuid::Uuid;
 
 use crate::brain::Brain;
@@ -56,7 +55,6 @@ pub use reply::{RawHead, RawReply, TaskStream};
 pub struct Orchestrator {
     driver: Arc<Driver>,
     hive_parts: Arc<HiveParts>,
-    hive_authorization: HeaderValue,
 }
 
 impl fmt::Debug for Orchestrator {
@@ -111,8 +109,8 @@ impl Builder {
         self
     }
 
-    /// Sets the token between queen and hives; a random one by default, which no later life of
-    /// the queen knows.
+    /// Sets the secret that the tokens between queen and hives follow from
+    /// ([`HiveToken::for_hive`]); a random one by default, which no later life of the queen knows.
     pub fn hive_token(mut self, token: HiveToken) -> Self {
         self.hive_token = Some(token);
         self
@@ -125,9 +123,6 @@ impl Builder {
     pub async fn start(self) -> Result<Orchestrator> {
         self.config.check()?;
         let token = self.hive_token.map_or_else(HiveToken::random, Ok)?;
-        let mut hive_authorization = HeaderValue::try_from(format!("Bearer {}", token.expose()))
-            .map_err(|_| Error::invalid("the hive token can't stand in a header"))?;
-        hive_authorization.set_sensitive(true);
         let log_dir = self.config.hives.log_dir.clone();
         let transports = self.transports;
         let hive_parts = HiveParts {
@@ -173,11 +168,7 @@ impl Builder {
             brain.set_tenants(now, tenants.stored, &tenants.used_today, out);
         });
         let hive_parts = Arc::new(hive_parts);
-        let orchestrator = Orchestrator {
-            driver,
-            hive_parts,
-            hive_authorization,
-        };
+        let orchestrator = Orchestrator { driver, hive_parts };
         match orchestrator.take_over(&records, recovered.waiting).await {
             Ok(()) => Ok(orchestrator),
             Err(error) => {
@@ -272,16 +263,12 @@ impl Orchestrator {
         &self.driver.bodies
     }
 
-    /// Whether a token is the one that hives show when they call back.
+    /// The hives whose token this is. Several, where hives share one.
     #[must_use]
-    pub fn is_hive_token(&self, token: &[u8]) -> bool {
-        use subtle::ConstantTimeEq;
-        self.hive_parts
-            .token
-            .expose()
-            .as_bytes()
-            .ct_eq(token)
-            .into()
+    pub fn hives_of_token(&self, token: &[u8]) -> Vec<HiveId> {
+        let hives = self.driver.hives.all().into_iter();
+        let theirs = hives.filter(|hive| hive.handle.token().is(token));
+        theirs.map(|hive| hive.handle.id().clone()).collect()
     }
 
     /// Whether it has begun to shut down.

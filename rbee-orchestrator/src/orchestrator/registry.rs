@@ -149,7 +149,10 @@ impl Orchestrator {
             port: config.hives.port,
             upload_dir: config.hives.upload_dir.clone(),
             queen_url: callback_url(spec, config.hives.queen_url.as_deref()),
-            token: parts.token.clone(),
+            token: match spec.is_managed() || config.hives.shared_token != Some(true) {
+                true => parts.token.for_hive(&spec.id),
+                false => parts.token.clone(),
+            },
             log_file: parts.log_dir.join(format!("hive-{}.log", spec.id)),
             start_timeout: config.timeouts.hive_start,
             stop_grace: config.timeouts.stop_grace,

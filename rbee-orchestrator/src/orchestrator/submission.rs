@@ -92,7 +92,6 @@ impl Orchestrator {
             deadline: options.deadline,
             hops: options.hops,
             submitted_at: at,
-            hive_authorization: Some(self.hive_authorization.clone()),
             held: None,
             demand,
             answers: driver.answers.clone(),

@@ -46,8 +46,6 @@ pub(crate) struct Call {
     /// Queens that have passed it on before this one.
     pub(crate) hops: u32,
     pub(crate) submitted_at: UnixMillis,
-    /// `Bearer …` for workers of our hives.
-    pub(crate) hive_authorization: Option<HeaderValue>,
     /// What it takes of the memory that all requests may hold.
     pub(crate) held: Option<Held>,
     /// What the worker may count.
@@ -147,9 +145,7 @@ fn write_head(
     if let Some(deadline) = call.deadline {
         write!(head, "x-request-deadline: {deadline}\r\n")?;
     }
-    if let Some(authorization) = &call.hive_authorization
-        && worker.hive.is_some()
-    {
+    if let Some(authorization) = &worker.authorization {
         head.write_all(b"authorization: ")?;
         head.write_all(authorization.as_bytes())?;
         head.write_all(b"\r\n")?;

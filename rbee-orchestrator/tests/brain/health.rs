@@ -205,7 +205,7 @@ fn a_worker_that_shows_itself_on_a_drained_hive_gets_no_work_either() {
     drain(&mut world, "a", false).unwrap();
     let late = worker("late");
     let mut ready = call(&late, SMOL);
-    (ready.hive, ready.trusted) = (Some(hive("a")), true);
+    ready.hive = Some(hive("a"));
     world.call_ready(ready).unwrap();
     let listed = seen("a", &worker("other"), SMOL, SeenState::Ready);
     world.list("a", vec![listed]);

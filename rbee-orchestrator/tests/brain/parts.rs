@@ -93,6 +93,7 @@ pub(crate) fn seen(
             protocol: WorkerProtocol::OpenAi,
             slots_total: 1,
             vram_bytes: 0,
+            authorization: None,
         },
         state,
     }
@@ -111,6 +112,7 @@ pub(crate) fn call(id: &WorkerId, model_name: &str) -> WorkerCallback {
         slots_total: Some(1),
         served_model: None,
         vram_bytes: None,
-        trusted: false,
+        speaks_for: vec![hive("a")],
+        authorization: None,
     }
 }

@@ -263,7 +263,11 @@ impl Run {
         let id = self.any_worker();
         let mut call = call(&id, MODELS[2 + self.dice.below(2)]);
         call.hive = self.dice.one_in(2).then(|| hive(HIVES[self.dice.below(3)]));
-        call.trusted = !self.dice.one_in(4);
+        call.speaks_for = match (self.dice.one_in(4), &call.hive) {
+            (true, _) => Vec::new(),
+            (false, Some(hive)) => vec![hive.clone()],
+            (false, None) => HIVES.map(hive).to_vec(),
+        };
         call.slots_total = Some(self.dice.below(4) as u32);
         call.protocol = Some(self.protocol());
         self.say(format!("calls or is registered: {call:?}"));

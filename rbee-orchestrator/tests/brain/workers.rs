@@ -99,10 +99,12 @@ fn a_worker_that_called_back_outlives_the_lost_answer_to_its_spawn() {
 fn a_ready_call_of_a_stranger_needs_the_token_and_its_hives_host() {
     let mut world = World::with_hive();
     let stranger = worker("stranger");
-    let ready = |world: &mut World, trusted, host: &str| {
+    let ready = |world: &mut World, trusted: bool, host: &str| {
         let mut call = call(&stranger, SMOL);
         call.hive = Some(hive("a"));
-        call.trusted = trusted;
+        if !trusted {
+            call.speaks_for.clear();
+        }
         call.host = host.into();
         world.call_ready(call).map_err(|error| error.code)
     };
@@ -168,7 +170,6 @@ fn a_late_report_does_not_bring_a_stopped_worker_back() {
     world.list("a", vec![seen("a", &id, SMOL, SeenState::Ready)]);
     let mut late = call(&id, SMOL);
     late.hive = Some(hive("a"));
-    late.trusted = true;
     assert_eq!(
         world.call_ready(late).unwrap_err().code,
         Code::WorkerNotFound
@@ -462,40 +463,47 @@ fn a_server_that_stopped_answering_does_not_keep_a_hive_from_serving_its_model()
 }
 
 #[test]
-fn a_ready_call_without_the_token_moves_no_worker() {
+fn a_ready_call_without_its_hives_token_is_a_hint_upon_which_the_hive_is_asked() {
     let mut world = World::with_hive();
-    world.submit(SMOL);
+    let job = world.submit(SMOL);
     let id = world.spawned();
     world.answer_spawn(&id, Ok(id.clone()));
-    let ready = |world: &mut World, trusted, host: &str, port| {
+    let ready = |world: &mut World, speaks_for: &[&str], host: &str, port| {
         let mut call = call(&id, SMOL);
-        (call.host, call.port, call.trusted) = (host.into(), port, trusted);
+        (call.host, call.port) = (host.into(), port);
+        call.speaks_for = speaks_for.iter().copied().map(hive).collect();
         world.call_ready(call).map_err(|error| error.code)
     };
     let address = |world: &World| {
         let view = world.brain.view(world.now);
         let worker = view.workers.get(&id).unwrap();
-        assert!(worker.ready);
-        (worker.spec.host.clone(), worker.spec.port)
+        (worker.ready, worker.spec.host.clone(), worker.spec.port)
     };
-    let refused = Err(Code::InvalidRequest);
-    assert_eq!(ready(&mut world, false, "6.6.6.6", 9000), refused);
-    assert_eq!(ready(&mut world, false, "10.0.0.1", 9001), Ok(()));
-    assert_eq!(address(&world), ("10.0.0.1".into(), 9001), "while it loads");
-    for (trusted, host) in [(false, "127.0.0.1"), (false, "10.0.0.1"), (true, "6.6.6.6")] {
-        assert_eq!(ready(&mut world, trusted, host, 9002), refused);
+    for speaks_for in [&[][..], &["b"]] {
+        for (host, port) in [("127.0.0.1", 9000), ("10.0.0.1", 9001), ("6.6.6.6", 9000)] {
+            world.clear();
+            assert_eq!(ready(&mut world, speaks_for, host, port), Ok(()));
+            assert_eq!(world.hive_checks(), [hive("a")]);
+            assert_eq!(address(&world), (false, "127.0.0.1".into(), 9000));
+        }
     }
-    assert_eq!(ready(&mut world, false, "10.0.0.1", 9001), Ok(()));
-    assert_eq!(address(&world), ("10.0.0.1".into(), 9001));
-    assert_eq!(ready(&mut world, true, "127.0.0.1", 9002), Ok(()));
-    assert_eq!(address(&world), ("127.0.0.1".into(), 9002));
+    assert_eq!(world.runs_on(job), None, "nobody was given its prompt");
+    let mut listed = seen("a", &id, SMOL, SeenState::Ready);
+    listed.spec.port = 9002;
+    world.list("a", vec![listed]);
+    assert_eq!(world.runs_on(job), Some(id.clone()));
+    assert_eq!(address(&world), (true, "127.0.0.1".into(), 9002));
+    let refused = Err(Code::InvalidRequest);
+    assert_eq!(ready(&mut world, &[], "127.0.0.1", 9001), refused);
+    assert_eq!(ready(&mut world, &["a"], "6.6.6.6", 9002), refused);
+    assert_eq!(ready(&mut world, &["a"], "10.0.0.1", 9003), Ok(()));
+    assert_eq!(address(&world), (true, "10.0.0.1".into(), 9003));
 }
 
 #[test]
 fn no_ready_call_moves_a_server_that_no_hive_owns() {
     let (mut world, id) = with_external(World::new());
     let mut call = call(&id, SMOL);
-    call.trusted = true;
     call.port += 1;
     let error = world.call_ready(call).unwrap_err();
     assert_eq!(error.code, Code::InvalidRequest);
@@ -509,7 +517,9 @@ fn a_held_call_that_its_hive_vouches_for_is_taken_in_when_no_spawn_was_its_own()
     for (id, trusted) in [("adopted", true), ("stranger", false)] {
         let mut call = call(&worker(id), SMOL);
         call.hive = Some(hive("a"));
-        call.trusted = trusted;
+        if !trusted {
+            call.speaks_for.clear();
+        }
         world.call_ready(call).unwrap();
         assert!(!world.has_worker(&worker(id)), "it may be the spawned one");
     }

@@ -243,6 +243,7 @@ impl World {
             id,
             host: "127.0.0.1".into(),
             port: 9000,
+            authorization: None,
         });
         self.tell(Event::SpawnAnswered {
             worker: id.clone(),
@@ -259,6 +260,7 @@ impl World {
         self.answer_spawn(id, Ok(id.clone()));
         let mut call = call(id, model_name);
         call.slots_total = Some(slots);
+        call.speaks_for = Vec::from_iter(self.brain.hive_of(id));
         self.call_ready(call).unwrap();
     }
 
