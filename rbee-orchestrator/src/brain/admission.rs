@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{HiveId, JobId, Mono, Now, Outcome};
+use crate::domain::{HiveId, JobId, Mono, Now, Outcome, Priority};
 use crate::error::{Code, Error, Result};
 use crate::scheduler::Placement;
 
@@ -175,7 +175,10 @@ impl Brain {
         let placement = first.then(|| self.place(now, key));
         match placement {
             Some(Placement::Reject(error)) => return Err(error),
-            Some(Placement::Route { ref worker, .. }) if !held && self.may_take(key, worker) => {}
+            Some(Placement::Route { ref worker, .. })
+                if !held
+                    && self.may_take(key, worker)
+                    && self.leaves_room(now, request.priority, &key.model) => {}
             _ => self.make_room(now, request, key, out)?,
         }
         Ok(placement)
@@ -218,6 +221,9 @@ impl Brain {
             Some(deadline) => total.min(now.mono + deadline.since(now.wall)),
             None => total,
         };
+        if request.priority == Priority::Interactive {
+            self.note_interactive(now, &key.model);
+        }
         let waited = now.wall.since(request.submitted_at);
         let promote_after = self.config.queue.promote_after.saturating_sub(waited);
         let job = Job {
@@ -302,7 +308,9 @@ impl Brain {
                 self.end_answered(now, id, out);
             }
             Some(Placement::Route { worker, why })
-                if self.may_take(&job.key, &worker) && !self.is_wanted(&job.key, &worker) =>
+                if self.may_take(&job.key, &worker)
+                    && !self.is_wanted(&job.key, &worker)
+                    && self.may_go(now, id) =>
             {
                 self.dispatch(now, id, &worker, why, out);
             }

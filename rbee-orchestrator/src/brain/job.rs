@@ -28,6 +28,8 @@ pub(super) enum Due {
     Backoff(JobId),
     /// A batch job has waited for so long that it is treated as interactive.
     Promote(JobId),
+    /// A model has had no interactive work for long enough that batch work may take its last slot.
+    Quiet(ModelRef),
     /// Jobs of a tenant that are held back may go.
     Held(TenantId),
     /// A new day begins, UTC.

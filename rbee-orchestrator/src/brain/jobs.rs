@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{Attempt, Ending, JobId, Mono, Now, Outcome, PlacedOn, WorkerId};
+use crate::domain::{Attempt, Ending, JobId, Mono, Now, Outcome, PlacedOn, Priority, WorkerId};
 use crate::error::{Code, Error};
 
 use super::Brain;
@@ -42,6 +42,9 @@ impl Brain {
         worker.allowance = notes.allowance(&self.config.breaker);
         self.room.leave(job);
         notes.leases.insert((id, job.attempt));
+        if job.class == Priority::Batch {
+            notes.batch.insert((id, job.attempt));
+        }
         let spec = worker.spec.clone();
         if let Some(hive) = spec.hive.as_ref().and_then(|id| self.hives.get_mut(id)) {
             hive.record.note_use(&spec.model, now.wall);

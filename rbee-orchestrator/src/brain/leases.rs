@@ -28,6 +28,7 @@ impl Brain {
         if !notes.leases.remove(&lease) {
             return;
         }
+        notes.batch.remove(&lease);
         worker.leases -= 1;
         let model = worker.spec.model.clone();
         let ends = worker.draining && worker.leases == 0;

@@ -5,6 +5,7 @@
 
 mod admission;
 mod arrival;
+mod batch;
 mod breaker;
 mod calls;
 mod chance;
@@ -50,6 +51,7 @@ use crate::error::{Error, Result};
 use crate::hashing::IdMap;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
+use batch::Lately;
 pub use calls::{SpawnOrder, WorkerCallback};
 use chance::Chance;
 pub use counters::{Counters, Tally};
@@ -93,6 +95,7 @@ pub struct Brain {
     /// Models for which a place is looked for again soon.
     looks: HashSet<ModelRef>,
     rates: Rates,
+    lately: Lately,
     tenants: Tenants,
     /// When a new day begins, while somebody waits for it.
     midnight: Option<Midnight>,
@@ -144,6 +147,7 @@ impl Brain {
             telling: HashMap::new(),
             looks: HashSet::new(),
             rates: Rates::default(),
+            lately: Lately::default(),
             tenants: Tenants::new(&config.tenants),
             midnight: None,
             budget: Budget::default(),
@@ -361,7 +365,8 @@ impl Brain {
                 Due::Queue(job) => self.queue_timed_out(now, job, out),
                 Due::Total(job) => self.total_timed_out(now, job, out),
                 Due::Backoff(job) => self.backoff_over(now, job, out),
-                Due::Promote(job) => self.promote(now, job),
+                Due::Promote(job) => self.promote(now, job, out),
+                Due::Quiet(model) => self.look_for_quiet(now, &model, out),
                 Due::Held(tenant) => self.release_held(now, &tenant, out),
                 Due::Midnight => self.at_midnight(now, out),
                 Due::Places(model) => self.tell_places(&model, out),

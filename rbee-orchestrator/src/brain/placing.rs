@@ -99,6 +99,10 @@ impl Brain {
                 self.end_answered(now, next.job, out);
                 true
             }
+            Placement::Route { .. } if !self.may_go(now, next.job) => {
+                self.await_quiet(now, &next.key.model);
+                false
+            }
             Placement::Route { worker, why } => {
                 let may_go = self.may_take(&next.key, &worker);
                 if may_go {

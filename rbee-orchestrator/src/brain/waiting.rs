@@ -65,7 +65,7 @@ impl Brain {
 
     /// A batch job has waited for long enough: it goes to the others, by the time of its
     /// submission.
-    pub(super) fn promote(&mut self, now: Now, id: JobId) {
+    pub(super) fn promote(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
@@ -76,6 +76,8 @@ impl Brain {
         let model = job.key.model.clone();
         self.counters.promoted += 1;
         self.line_moved(now, &model);
+        // It may take what was kept free of batch work.
+        self.pump_model(now, &model, out);
     }
 
     /// A job came to a group that waits already: it is told the same as the others.

@@ -50,6 +50,8 @@ pub(super) struct Notes {
     pub(super) paused_until: Option<Mono>,
     /// Attempts that hold a slot. A worker that comes back under its old id starts without any.
     pub(super) leases: IdSet<(JobId, Attempt)>,
+    /// Those of them that are batch work.
+    pub(super) batch: IdSet<(JobId, Attempt)>,
     /// Those of them that nobody waits for while the worker may still compute.
     pub(super) abandoned: Vec<(JobId, Attempt)>,
     /// When it is stopped if it still computes them.

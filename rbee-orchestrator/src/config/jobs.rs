@@ -72,6 +72,12 @@ pub struct QueueConfig {
     pub max_bytes: u64,
     /// What happens to one more.
     pub when_full: WhenFull,
+    /// The share of a model's slots that batch jobs may hold, though always one; the rest stays free
+    /// of them.
+    pub batch_share: f64,
+    /// A model's last free slot goes to a batch job only if no interactive request came for so long.
+    #[serde(with = "humantime_serde")]
+    pub batch_quiet: Duration,
     /// A batch job that has waited this long is treated as interactive.
     #[serde(with = "humantime_serde")]
     pub promote_after: Duration,
@@ -87,6 +93,8 @@ impl Default for QueueConfig {
             capacity_batch: Capacity::of(1000),
             max_bytes: 256 << 20,
             when_full: WhenFull::Reject,
+            batch_share: 0.8,
+            batch_quiet: Duration::from_secs(10),
             promote_after: Duration::from_secs(5 * 60),
             timeout: Duration::from_secs(60),
         }

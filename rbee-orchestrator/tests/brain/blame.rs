@@ -3,6 +3,7 @@
 use rbee_orchestrator::brain::{Action, Aftermath, Blame, Event, Report};
 use rbee_orchestrator::domain::{BreakerState, JobId, Outcome, WorkerId};
 
+use crate::dice::Dice;
 use crate::parts::{SMOL, device, failed, secs};
 use crate::retry::{other, two_workers};
 use crate::two_steps::asynchronous;
@@ -203,4 +204,54 @@ fn a_breaker_that_opens_tells_why_in_the_list_and_to_those_who_wait() {
     assert!(error.message.contains("it broke off"), "{error}");
     world.pass(secs(2));
     assert_eq!(note(&world).state, BreakerState::HalfOpen);
+}
+
+/// Whatever bad requests do, a good one waits only while every slot is taken.
+#[test]
+fn in_random_mixes_good_requests_wait_for_no_more_than_the_slots_that_bad_ones_hold() {
+    for seed in 0..60 {
+        let mut dice = Dice(seed);
+        let slots = 1 + dice.below(4) as u32;
+        let workers = 1 + dice.below(3);
+        let (mut world, first) = World::with_smol(slots);
+        let mut ids = vec![first];
+        for name in ["b", "c"].iter().take(workers - 1) {
+            world.hive(name, &[device(0, "cpu", 8)]);
+            ids.push(world.adopt(name, &format!("{name}-0"), SMOL, slots));
+        }
+        // Good ones, and bad ones with how they fail.
+        let mut jobs: Vec<(JobId, Option<Blame>)> = Vec::new();
+        for _ in 0..200 {
+            match dice.below(5) {
+                0 => jobs.push((world.submit(SMOL), None)),
+                1 => {
+                    let blames = [Blame::Unclear, Blame::Unclear, Blame::Request];
+                    let job = match dice.one_in(3) {
+                        true => world.submit_with(SMOL, asynchronous),
+                        false => world.submit(SMOL),
+                    };
+                    jobs.push((job, dice.pick(&blames)));
+                }
+                2 | 3 => {
+                    let mut running = jobs.clone();
+                    running.retain(|(job, _)| world.is_running(*job));
+                    match dice.pick(&running) {
+                        Some((job, None)) => world.end(job),
+                        Some((job, Some(blame))) => world.fail(job, blame),
+                        None => {}
+                    }
+                }
+                _ => world.pass(secs(dice.below(3) as u64)),
+            }
+            jobs.retain(|(job, _)| world.is_open(*job));
+            let mut waits = jobs
+                .iter()
+                .filter(|(job, bad)| bad.is_none() && !world.is_running(*job));
+            if waits.next().is_some() {
+                let full = ids.iter().all(|id| world.leases(id) == slots);
+                assert!(full, "a good request waits beside a free slot, seed {seed}");
+            }
+        }
+        assert_eq!(world.brain.counters().breaker_opened, 0, "seed {seed}");
+    }
 }

@@ -72,7 +72,9 @@ fn who_comes_does_not_overtake_who_waits_for_the_same_slot() {
 
 #[test]
 fn a_batch_job_that_has_waited_for_long_goes_to_its_place_among_the_interactive_ones() {
-    let (mut world, _) = World::with_smol(1);
+    let (mut world, _) = World::configured(1, |config| {
+        config.queue.batch_quiet = std::time::Duration::ZERO;
+    });
     let long = |r: &mut JobRequest| (r.queue_timeout, r.total_timeout) = (secs(7200), secs(7200));
     let running = world.submit_with(SMOL, long);
     let old = world.submit_with(SMOL, batch);

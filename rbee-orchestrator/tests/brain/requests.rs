@@ -193,7 +193,9 @@ fn a_deadline_does_not_extend_the_time_outs_and_one_in_the_past_is_refused() {
 
 #[test]
 fn batch_jobs_come_after_interactive_ones_of_any_group_with_the_model() {
-    let (mut world, _) = World::with_smol(1);
+    let (mut world, _) = World::configured(1, |config| {
+        config.queue.batch_quiet = std::time::Duration::ZERO;
+    });
     let running = world.submit(SMOL);
     let batch = [(); 2].map(|()| world.submit_with(SMOL, |r| r.priority = Priority::Batch));
     let batch_on_cpu = world.submit_with(SMOL, |r| {

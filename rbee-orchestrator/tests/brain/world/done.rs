@@ -152,6 +152,11 @@ impl World {
         self.error(job).code.as_str()
     }
 
+    /// Whether its newest attempt is with a worker.
+    pub(crate) fn is_running(&self, job: JobId) -> bool {
+        self.is_open(job) && self.attempts(job).len() > self.requeues(job).len()
+    }
+
     pub(crate) fn is_open(&self, job: JobId) -> bool {
         self.outcome(job).is_none()
     }
