@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rbee_orchestrator::domain::HiveId;
 use rbee_orchestrator::hives::HiveToken;
 use rbee_tests::harness::events::assert_task_completed;
-use rbee_tests::harness::{Daemon, Home, eventually, ports, programs, raw};
+use rbee_tests::harness::{Daemon, Home, OldHive, eventually, ports, programs, raw};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -141,4 +141,46 @@ fn someone_elses_hive_serves(secret: &str, token: &str, setting: &str) {
     );
     assert!(hive.stop().expect("it ends").success());
     home.assert_nothing_runs();
+}
+
+#[test]
+fn no_model_is_answered_by_another_that_lives_where_it_should_be() {
+    let home = Home::new();
+    let stub = home.stub(&["--model", "hf:org/a"]);
+    // Its workers are all at one address, and it can't stop any.
+    let hive = OldHive::with_openai_worker(stub.url());
+    let queen = home
+        .queen()
+        .config("hives.local = false")
+        .config("hives.loading_interval = \"50ms\"")
+        .start();
+    let added = queen.ask("/v2/registry/beehives/add", &hive.registration());
+    assert_eq!(added.status, 200, "{}", added.text);
+    let chat =
+        |model: &str| json!({"model": model, "messages": [{"role": "user", "content": "x"}]});
+    let reply = queen.ask("/v1/chat/completions", &chat("org/a"));
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let first = queen.workers()[0]["worker_id"].clone();
+
+    let reply = queen.ask("/v1/chat/completions", &chat("org/b"));
+    assert_eq!(reply.status, 502, "{}", reply.text);
+    assert!(reply.text.contains("still served"), "{}", reply.text);
+    assert_eq!(
+        stub.count("requests"),
+        1,
+        "nothing of it came to the other model"
+    );
+
+    let refused = queen.ask("/v2/workers/shutdown", &json!({"worker_id": first}));
+    assert_eq!(refused.status, 404, "{}", refused.text);
+    eventually(
+        "it is not shown as leaving",
+        Duration::from_secs(10),
+        || {
+            queen
+                .workers()
+                .iter()
+                .all(|worker| worker["state"] != "draining")
+        },
+    );
 }

@@ -176,6 +176,9 @@ impl Brain {
     }
 
     pub(super) fn mark_ready(&mut self, now: Now, id: &WorkerId, out: &mut Vec<Action>) {
+        if !self.has_its_address(now, id, out) {
+            return;
+        }
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };

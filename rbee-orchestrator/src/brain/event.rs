@@ -272,6 +272,20 @@ pub enum Event {
         /// When it was asked.
         begun: Mono,
     },
+    /// A worker told what it serves.
+    WorkerServes {
+        /// The worker.
+        worker: WorkerId,
+        /// The names of its models; `None` if it can't tell.
+        names: Option<Vec<String>>,
+    },
+    /// A worker that was to be stopped was not: its hive refuses it for good.
+    WorkerNotStopped {
+        /// The worker.
+        worker: WorkerId,
+        /// What the hive says.
+        error: Error,
+    },
     /// A worker that was to be stopped is gone.
     WorkerStopped {
         /// The worker.
@@ -402,6 +416,11 @@ pub enum Action {
     CheckHive {
         /// The hive.
         hive: HiveId,
+    },
+    /// Ask a worker what it serves; answered by [`Event::WorkerServes`].
+    AskWhatIsServed {
+        /// The worker.
+        worker: Arc<WorkerSpec>,
     },
     /// Ask a worker whether it answers; answered by [`Event::WorkerChecked`].
     CheckWorker {

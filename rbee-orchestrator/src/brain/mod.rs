@@ -3,6 +3,7 @@
 //! [`Brain::handle`] takes an event and the time and appends what is to be done. The same code
 //! runs in production and under a test's hand-moved clock.
 
+mod addresses;
 mod admission;
 mod arrival;
 mod batch;
@@ -87,6 +88,8 @@ pub struct Brain {
     early_adoptable: Vec<WorkerCallback>,
     /// Workers that were stopped: a report that was on its way does not bring them back.
     gone: HashMap<WorkerId, workers::Tombstone>,
+    /// Who was last seen at which address.
+    addresses: HashMap<addresses::Address, addresses::Holder>,
     names: Names,
     queue: Queue,
     room: Room,
@@ -142,6 +145,7 @@ impl Brain {
             early_ready: Vec::new(),
             early_adoptable: Vec::new(),
             gone: HashMap::new(),
+            addresses: HashMap::new(),
             queue: Queue::default(),
             room: Room::default(),
             telling: HashMap::new(),
@@ -251,6 +255,12 @@ impl Brain {
                 true => self.check_again(&worker, out),
                 false => self.worker_checked(now, &worker, answers, out),
             },
+            Event::WorkerServes { worker, names } => {
+                self.told_what_is_served(now, &worker, names, out);
+            }
+            Event::WorkerNotStopped { worker, error } => {
+                self.not_stopped(now, &worker, error, out);
+            }
             Event::WorkerStopped { worker } => self.worker_stopped(now, &worker, out),
             Event::Tick | Event::Pulse => {}
         }

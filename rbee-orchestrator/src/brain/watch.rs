@@ -100,7 +100,10 @@ impl Brain {
                 let model = worker.spec.model.clone();
                 self.pump_model(now, &model, out);
             }
-            SeenState::Failed(error) => self.worker_failed(now, id, &error, out),
+            SeenState::Failed(error) => {
+                self.free_address(id);
+                self.worker_failed(now, id, &error, out);
+            }
             SeenState::Ready | SeenState::Loading | SeenState::Stopping => {}
         }
     }
@@ -127,6 +130,9 @@ impl Brain {
             ..seen
         };
         if *known != spec {
+            let moved = (&known.host, known.port) != (&spec.host, spec.port);
+            // Where it is now somebody else may be.
+            worker.ready &= !moved;
             worker.spec = Arc::new(spec);
         }
     }

@@ -19,7 +19,7 @@ use super::job::Due;
 use super::queue::Waits;
 
 /// How long a report may be under way in which a stopped worker still stands.
-const GONE_FOR: Duration = Duration::from_secs(60);
+pub(super) const GONE_FOR: Duration = Duration::from_secs(60);
 
 /// What the brain keeps beside the registry.
 #[derive(Debug, Default)]
@@ -56,6 +56,8 @@ pub(super) struct Notes {
     pub(super) abandoned: Vec<(JobId, Attempt)>,
     /// When it is stopped if it still computes them.
     pub(super) abandoned_due: Option<Mono>,
+    /// Why it was not stopped when it was to be.
+    pub(super) not_stopped: Option<Error>,
 }
 
 impl Notes {
@@ -123,6 +125,9 @@ impl Brain {
         };
         let loading = !worker.ready;
         worker.draining = true;
+        if let Some(notes) = self.worker_notes.get_mut(&id) {
+            notes.not_stopped = None;
+        }
         let model = worker.spec.model.clone();
         if worker.leases == 0 || force {
             self.stop_worker(now, &id, out);
@@ -155,6 +160,7 @@ impl Brain {
             return;
         };
         let spec = worker.spec.clone();
+        self.free_address_soon(now, &id);
         self.bury(now, &id, true);
         self.forget(&id);
         // What it gave back is to be placed again: do not wait for the next check.
@@ -163,6 +169,41 @@ impl Brain {
             out.push(Action::CheckHive { hive });
         }
         self.pump_model(now, &spec.model, out);
+    }
+
+    /// A worker was not stopped, and will not be: it is used again if it answers, and leaves if it does not.
+    pub(super) fn not_stopped(
+        &mut self,
+        now: Now,
+        id: &WorkerId,
+        error: Error,
+        out: &mut Vec<Action>,
+    ) {
+        let id = self.minted(id).clone();
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.draining = false;
+        let model = worker.spec.model.clone();
+        if let Some(notes) = self.worker_notes.get_mut(&id) {
+            notes.not_stopped = Some(error);
+        }
+        self.doubt(&id, out);
+        self.pump_model(now, &model, out);
+    }
+
+    /// Why a worker was not stopped that was to be; `None` if it was, or is about to be.
+    #[must_use]
+    pub fn why_not_stopped(&self, id: &WorkerId) -> Option<&Error> {
+        let notes = self.worker_notes.get(self.minted(id))?;
+        notes.not_stopped.as_ref()
+    }
+
+    /// Whether a worker still stands in the registry, and is to be stopped without any work.
+    #[must_use]
+    pub fn is_being_stopped(&self, id: &WorkerId) -> bool {
+        let worker = self.workers.get(self.minted(id));
+        worker.is_some_and(|worker| worker.draining && worker.leases == 0)
     }
 
     /// Somebody says that a worker died who may not say so: it and its hive are to be asked.

@@ -178,10 +178,12 @@ impl HiveClient {
         Err(self.refused(path, &answer, code))
     }
 
-    /// Has it stop a worker: SIGTERM, `grace`, SIGKILL. A worker that it does not know is no error.
+    /// Has it stop a worker: SIGTERM, `grace`, SIGKILL.
     ///
     /// # Errors
-    /// `WORKER_FAILED` when the hive refuses, as older hives do. See also [`HiveClient`].
+    /// `WORKER_NOT_FOUND` when it has no such worker or, being older, no such call: a process that it started
+    /// may live on all the same. `CONFLICT` when it refuses, `WORKER_FAILED` when it could not. See also
+    /// [`HiveClient`].
     pub async fn shutdown_worker(&self, worker: &str, grace: Option<Duration>) -> Result<()> {
         let path = "/v1/workers/shutdown";
         let mut body = json!({ "worker_id": worker });
@@ -192,12 +194,14 @@ impl HiveClient {
         let limit = self.timeouts.call.saturating_add(grace.unwrap_or_default());
         let body = Some(body.to_string().into_bytes());
         let answer = self.authorised(Method::POST, path, body, limit).await?;
-        let (code, _) = wire::read_error(&answer.body);
-        let is_gone = code.as_deref() == Some(Code::WorkerNotFound.as_str());
-        match answer.status.is_success() || is_gone {
-            true => Ok(()),
-            false => Err(self.refused(path, &answer, Code::WorkerFailed)),
-        }
+        let code = match answer.status {
+            status if status.is_success() => return Ok(()),
+            // It has no such worker, or, being older, no such call: what it once started may live on.
+            StatusCode::NOT_FOUND => Code::WorkerNotFound,
+            status if status.is_client_error() => Code::Conflict,
+            _ => Code::WorkerFailed,
+        };
+        Err(self.refused(path, &answer, code))
     }
 
     /// Has the hive stop its workers and itself.

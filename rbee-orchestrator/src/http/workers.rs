@@ -135,7 +135,7 @@ where
     let asked: Shutdown = read::json(context, body).await?;
     let id = WorkerId::new(asked.worker_id.ok_or_else(|| missing("worker_id"))?)?;
     let force = asked.force.unwrap_or(false);
-    context.orchestrator.shutdown_worker(&id, force)?;
+    context.orchestrator.shutdown_worker(&id, force).await?;
     let how = if force {
         "is being stopped"
     } else {

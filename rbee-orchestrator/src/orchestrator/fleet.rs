@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use url::Url;
 
 use super::Orchestrator;
@@ -12,6 +13,10 @@ use crate::domain::{HiveId, HiveStatus, ModelRef, Worker, WorkerId};
 use crate::error::{Code, Error, Result};
 use crate::hives::bearer;
 use crate::scheduler::Hive;
+
+/// How long a hive's answer to a shutdown is waited for, and how often it is looked for.
+const HIVES_ANSWER: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How long a new worker may take to show that it is this orchestrator.
 const LOOK_FOR_ONESELF: Duration = Duration::from_secs(1);
@@ -65,13 +70,30 @@ impl Orchestrator {
         self.while_hives_start(attempt).await
     }
 
-    /// Takes a worker out of service: its work ends first, unless forced.
+    /// Takes a worker out of service: its work ends first, unless forced. Waits for its hive's answer,
+    /// but not for the work, nor for long. Dropped, the order stands.
     ///
     /// # Errors
-    /// `WORKER_NOT_FOUND`.
-    pub fn shutdown_worker(&self, id: &WorkerId, force: bool) -> Result<()> {
+    /// `WORKER_NOT_FOUND`; the hive's, when it refuses: the worker is used again then, if it answers.
+    pub async fn shutdown_worker(&self, id: &WorkerId, force: bool) -> Result<()> {
         self.driver
-            .decide(|brain, now, out| brain.shutdown_worker(now, id, force, out))
+            .decide(|brain, now, out| brain.shutdown_worker(now, id, force, out))?;
+        let deadline = Instant::now() + HIVES_ANSWER;
+        while Instant::now() < deadline {
+            let refusal = self.driver.look(|brain, _| {
+                let refusal = brain.why_not_stopped(id).cloned();
+                match refusal {
+                    None if brain.is_being_stopped(id) => None,
+                    other => Some(other),
+                }
+            });
+            match refusal {
+                Some(None) => return Ok(()),
+                Some(Some(error)) => return Err(error),
+                None => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+        Ok(())
     }
 
     /// A worker's call that it is ready, with the key that its engine asks for. Only the word of

@@ -366,6 +366,12 @@ impl HiveActor {
                 known.map(|at| self.unstopped.swap_remove(at));
                 self.driver.feed(Event::WorkerStopped { worker });
             }
+            // It says no, and will not say yes: the worker is not its own, or it can't stop any.
+            (Err(error), known) if (400..500).contains(&error.code.status()) => {
+                known.map(|at| self.unstopped.swap_remove(at));
+                tracing::warn!(%hive, %worker, %error, "the worker can't be stopped");
+                self.driver.feed(Event::WorkerNotStopped { worker, error });
+            }
             (Err(error), None) => {
                 tracing::warn!(%hive, %worker, %error, "the worker was not stopped; trying again");
                 self.unstopped.push(worker);

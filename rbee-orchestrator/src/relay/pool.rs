@@ -1,6 +1,7 @@
 //! Idle connections to workers, and how requests get onto them.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::hash::BuildHasher;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -183,6 +184,41 @@ impl Pool {
             Err(Some(none)) if none.blame == Blame::Queen => None,
             Err(_) => Some(false),
         }
+    }
+
+    /// The names of what a worker serves, by OpenAI's list of models; `None` if it has none.
+    pub(crate) async fn served_models(
+        &self,
+        worker: &Arc<WorkerSpec>,
+        time_out: Duration,
+    ) -> Option<Vec<String>> {
+        /// More than any list of one engine's models has.
+        const LONGEST: usize = 1 << 20;
+        let mut head =
+            format!("GET /v1/models HTTP/1.1\r\nhost: {}\r\n", Authority(worker)).into_bytes();
+        if let Some(authorization) = &worker.authorization {
+            head.extend_from_slice(b"authorization: ");
+            head.extend_from_slice(authorization.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        let asked = async {
+            let mut connection = self.fresh(worker).await.ok()?;
+            let answer = connection.send(&head, b"").await.ok()?;
+            let mut body = Vec::new();
+            while let Some(data) = poll_fn(|cx| connection.poll_data(cx)).await {
+                body.extend_from_slice(&data.ok()?);
+                if body.len() > LONGEST {
+                    return None;
+                }
+            }
+            answer.status.is_success().then_some(body)
+        };
+        let body = tokio::time::timeout(time_out, asked).await.ok()??;
+        let list: serde_json::Value = serde_json::from_slice(&body).ok()?;
+        let models = list["data"].as_array()?.iter();
+        let names = models.filter_map(|model| model["id"].as_str().map(str::to_owned));
+        Some(names.collect())
     }
 
     /// Whether a worker's address leads to this process, which then says so.

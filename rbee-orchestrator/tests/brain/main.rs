@@ -5,6 +5,7 @@
     reason = "`[id.clone()]` says what is expected better than a slice of a reference does"
 )]
 
+mod addresses;
 mod batch;
 mod blame;
 mod dice;

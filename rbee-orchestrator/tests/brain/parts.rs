@@ -29,6 +29,14 @@ pub(crate) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name).unwrap()
 }
 
+/// Where a worker is: each has a port of its own.
+pub(crate) fn port_of(id: &WorkerId) -> u16 {
+    let hash = id.as_str().bytes().fold(0_u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    1024 + (hash % 60_000) as u16
+}
+
 pub(crate) fn failed(message: &str) -> Error {
     Error::new(Code::WorkerFailed, message)
 }
@@ -89,7 +97,7 @@ pub(crate) fn seen(
             backend: "cpu".into(),
             device: 0,
             host: "127.0.0.1".into(),
-            port: 9000,
+            port: port_of(id),
             protocol: WorkerProtocol::OpenAi,
             slots_total: 1,
             vram_bytes: 0,
@@ -107,7 +115,7 @@ pub(crate) fn call(id: &WorkerId, model_name: &str) -> WorkerCallback {
         backend: "cpu".into(),
         device: None,
         host: "127.0.0.1".into(),
-        port: 9000,
+        port: port_of(id),
         protocol: Some(WorkerProtocol::OpenAi),
         slots_total: Some(1),
         served_model: None,

@@ -4,7 +4,7 @@ use rbee_orchestrator::brain::{Action, Aftermath, Event, Report, SeenState};
 use rbee_orchestrator::domain::Outcome;
 use rbee_orchestrator::error::{Code, Error};
 
-use crate::parts::{BIG, SMOL, call, device, failed, hive, secs, seen, worker};
+use crate::parts::{BIG, SMOL, call, device, failed, hive, port_of, secs, seen, worker};
 use crate::world::World;
 
 #[test]
@@ -434,7 +434,8 @@ fn a_server_that_never_answers_is_waited_for_until_its_first_check_and_then_refu
     assert!(world.is_open(job));
     world.check(&id, false);
     assert_eq!(world.code(job), "NO_CAPACITY");
-    let message = "worker external at 127.0.0.1:9000 does not answer its health check";
+    let port = port_of(&id);
+    let message = format!("worker external at 127.0.0.1:{port} does not answer its health check");
     assert_eq!(world.error(job).message, message);
     let late = world.submit(SMOL);
     assert_eq!(world.code(late), "NO_CAPACITY");
@@ -479,12 +480,13 @@ fn a_ready_call_without_its_hives_token_is_a_hint_upon_which_the_hive_is_asked()
         let worker = view.workers.get(&id).unwrap();
         (worker.ready, worker.spec.host.clone(), worker.spec.port)
     };
+    let own = port_of(&id);
     for speaks_for in [&[][..], &["b"]] {
-        for (host, port) in [("127.0.0.1", 9000), ("10.0.0.1", 9001), ("6.6.6.6", 9000)] {
+        for (host, port) in [("127.0.0.1", own), ("10.0.0.1", 9001), ("6.6.6.6", own)] {
             world.clear();
             assert_eq!(ready(&mut world, speaks_for, host, port), Ok(()));
             assert_eq!(world.hive_checks(), [hive("a")]);
-            assert_eq!(address(&world), (false, "127.0.0.1".into(), 9000));
+            assert_eq!(address(&world), (false, "127.0.0.1".into(), own));
         }
     }
     assert_eq!(world.runs_on(job), None, "nobody was given its prompt");

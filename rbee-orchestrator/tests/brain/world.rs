@@ -14,7 +14,7 @@ use rbee_orchestrator::error::{Code, Error, Result};
 use rbee_orchestrator::scheduler::{Hive, LeastLoaded, Scheduler};
 use uuid::Uuid;
 
-use crate::parts::{SMOL, call, device, failed, hive, report, secs, seen, spec, worker};
+use crate::parts::{SMOL, call, device, failed, hive, port_of, report, secs, seen, spec, worker};
 
 mod done;
 
@@ -240,9 +240,9 @@ impl World {
 
     pub(crate) fn answer_spawn(&mut self, id: &WorkerId, result: Result<WorkerId>) {
         let result = result.map(|id| Spawned {
+            port: port_of(&id),
             id,
             host: "127.0.0.1".into(),
-            port: 9000,
             authorization: None,
         });
         self.tell(Event::SpawnAnswered {

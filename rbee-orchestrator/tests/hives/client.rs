@@ -189,7 +189,7 @@ async fn an_older_hive_is_spoken_with() {
         .shutdown_worker("w", None)
         .await
         .expect_err("it knows no such call");
-    assert_eq!(error.code, Code::WorkerFailed);
+    assert_eq!(error.code, Code::WorkerNotFound);
 }
 
 #[tokio::test]
@@ -221,12 +221,11 @@ async fn a_refused_spawn_keeps_what_the_hive_said() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_gone_already_counts_as_stopped() {
+async fn a_worker_that_the_hive_does_not_know_was_not_stopped() {
     let (client, _) = server(|_| (404, r#"{"error":{"code":"WORKER_NOT_FOUND"}}"#)).await;
-    client
-        .shutdown_worker("w", None)
-        .await
-        .expect("nothing to do");
+    let stopped = client.shutdown_worker("w", None).await;
+    let error = stopped.expect_err("what it started once may live on");
+    assert_eq!(error.code, Code::WorkerNotFound);
 }
 
 #[tokio::test]

@@ -177,6 +177,7 @@ async fn a_worker_that_its_hive_does_not_end_keeps_its_place() {
     let worker = WorkerId::new("w1").expect("an id");
     orchestrator
         .shutdown_worker(&worker, true)
+        .await
         .expect("it is known");
     let log = || std::fs::read_to_string(hives.path("hive-localhost.log")).unwrap_or_default();
     eventually("it was tried twice", || {

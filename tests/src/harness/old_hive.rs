@@ -20,6 +20,8 @@ pub struct OldHive {
 struct Shared {
     /// Where its worker is.
     worker: String,
+    /// What its worker speaks, where it says so.
+    protocol: Option<&'static str>,
     calls: Mutex<Vec<(String, Value)>>,
     /// The spawn that it was asked for last.
     spawned: Mutex<Option<Value>>,
@@ -32,10 +34,24 @@ impl OldHive {
     /// When there is no free port.
     #[must_use]
     pub fn start(worker: &str) -> Self {
+        Self::serving(worker, None)
+    }
+
+    /// The same, with a worker that speaks OpenAI's protocol.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    #[must_use]
+    pub fn with_openai_worker(worker: &str) -> Self {
+        Self::serving(worker, Some("openai"))
+    }
+
+    fn serving(worker: &str, protocol: Option<&'static str>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let shared = Arc::new(Shared {
             worker: worker.to_owned(),
+            protocol,
             calls: Mutex::default(),
             spawned: Mutex::default(),
         });
@@ -123,7 +139,7 @@ impl Shared {
                 let worker = spawned.as_ref().map(|body| {
                     json!({"id": body["worker_id"], "url": self.worker, "state": "idle",
                            "model_ref": body["model_ref"], "backend": "cpu", "device": 0,
-                           "slots_total": 1, "slots_available": 0})
+                           "slots_total": 1, "slots_available": 0, "protocol": self.protocol.unwrap_or("rbee")})
                 });
                 json!({"workers": Vec::from_iter(worker)})
             }

@@ -144,6 +144,7 @@ impl Driver {
             }
             Action::CheckHive { hive } => self.order(&hive, Order::Check),
             Action::CheckWorker { worker } => self.check_worker(worker, None),
+            Action::AskWhatIsServed { worker } => self.ask_what_is_served(worker),
             Action::CancelOnWorker { worker, job } => self.check_worker(worker, Some(job)),
         }
     }
@@ -170,6 +171,23 @@ impl Driver {
             driver.feed(Event::HiveStarted {
                 hive,
                 result: Err(error),
+            });
+        });
+    }
+
+    fn ask_what_is_served(self: &Arc<Self>, worker: Arc<WorkerSpec>) {
+        let driver = self.clone();
+        self.spawn(async move {
+            let asked = driver
+                .pool
+                .served_models(&worker, driver.config.timeouts.health);
+            let names = tokio::select! {
+                names = asked => names,
+                () = driver.stop.cancelled() => return,
+            };
+            driver.feed(Event::WorkerServes {
+                worker: worker.id.clone(),
+                names,
             });
         });
     }
