@@ -167,3 +167,29 @@ fn bytes_behind_an_answer_belong_to_no_other() {
     }
     assert_eq!(strange.engine.connections(), 4);
 }
+
+#[test]
+fn an_error_without_end_is_neither_waited_for_nor_kept() {
+    for status in ["500 Internal Server Error", "400 Bad Request"] {
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: 60000000\r\n\r\n"
+        );
+        let strange = Strange::new(&head, "what a long text ");
+        let reply = strange.ask(false);
+        assert!(
+            matches!(reply.status, 400 | 502),
+            "{} {}",
+            reply.status,
+            reply.text
+        );
+        assert!(reply.text.len() < 8 << 10, "{}", reply.text.len());
+        let most = strange.engine.most_sent();
+        assert!(most < SOCKET_BYTES, "{most} bytes were taken");
+        let listed = strange.shared.0.tasks(&format!("model={}", strange.model));
+        let message = listed[0]["error"]["message"].as_str().unwrap_or_default();
+        assert!(
+            message.contains("a long text") && message.len() < 5 << 10,
+            "{message}"
+        );
+    }
+}

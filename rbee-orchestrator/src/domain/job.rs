@@ -341,6 +341,9 @@ impl JobRecord {
     }
 }
 
+/// What lists have of a job's error, in characters.
+pub const LISTED_ERROR_CHARS: usize = 300;
+
 /// Which jobs to list; an absent field matches all.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct JobFilter {
@@ -352,11 +355,13 @@ pub struct JobFilter {
     pub tenant: Option<TenantId>,
 }
 
-/// A page of jobs, newest first.
+/// A page of jobs, newest first: without their results, and with no more than the beginning of their errors.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct JobPage {
     /// The jobs.
     pub jobs: Vec<JobRecord>,
     /// Where the next page begins; `None` on the last.
     pub next: Option<String>,
+    /// Jobs that belong here and can't be read, with the reason in the log.
+    pub unreadable: Vec<JobId>,
 }

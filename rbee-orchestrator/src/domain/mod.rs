@@ -20,8 +20,8 @@ pub use hive::{
 };
 pub use id::{HiveId, JobId, SessionId, TenantId, WorkerId};
 pub use job::{
-    Attempt, Constraints, Ending, JobFilter, JobKind, JobPage, JobRecord, JobState, Outcome,
-    PlacedOn, Priority, RequestHash, Times, Usage,
+    Attempt, Constraints, Ending, JobFilter, JobKind, JobPage, JobRecord, JobState,
+    LISTED_ERROR_CHARS, Outcome, PlacedOn, Priority, RequestHash, Times, Usage,
 };
 pub use model::ModelRef;
 pub use reserved::Reach;

@@ -242,7 +242,11 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>> {
         .tasks(&filter, limit, after.as_deref())
         .await?;
     let tasks: Vec<Value> = page.jobs.iter().map(object).collect();
-    Ok(answer::ok(&json!({"tasks": tasks, "next": page.next})))
+    let mut whole = json!({"tasks": tasks, "next": page.next});
+    if !page.unreadable.is_empty() {
+        whole["unreadable"] = json!(page.unreadable);
+    }
+    Ok(answer::ok(&whole))
 }
 
 /// A task as clients see it where it alone is asked for.

@@ -28,6 +28,15 @@ pub(crate) struct Refusal {
     pub(crate) error: Error,
 }
 
+/// What is read of a worker's error answer, in bytes; the rest of it is not waited for.
+pub(crate) const LONGEST_BODY: usize = 64 << 10;
+
+/// What is kept of a worker's error text, in bytes.
+pub(crate) const LONGEST_TEXT: usize = 4 << 10;
+
+/// Said at the end of a text that was cut.
+const CUT: &str = "… (cut)";
+
 /// Text of a body that is no JSON is shown up to this length.
 const SHOWN_CHARS: usize = 200;
 
@@ -135,6 +144,15 @@ pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
     refusal(fault, said, Some(status))
 }
 
+/// A text up to the length that is kept.
+fn cut(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        text.truncate(text.floor_char_boundary(LONGEST_TEXT - CUT.len()));
+        text.push_str(CUT);
+    }
+    text
+}
+
 /// Reads an error that came as an event of a stream.
 pub(crate) fn read_event(error: &Value) -> Refusal {
     let said = words(error);
@@ -142,6 +160,7 @@ pub(crate) fn read_event(error: &Value) -> Refusal {
 }
 
 fn refusal(fault: Fault, said: String, status: Option<StatusCode>) -> Refusal {
+    let said = cut(said);
     let said = match (said.is_empty(), status) {
         (false, _) => said,
         (true, Some(status)) => format!("it answered {} without a word", status.as_u16()),
@@ -229,6 +248,19 @@ mod tests {
     fn message(text: &str) -> String {
         serde_json::json!({"error": {"code": 500, "message": text, "type": "server_error"}})
             .to_string()
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut_where_a_character_ends() {
+        for long in [message(&"ä".repeat(10_000)), "x".repeat(10_000)] {
+            let said = read(StatusCode::INTERNAL_SERVER_ERROR, long.as_bytes())
+                .error
+                .message;
+            assert!(said.len() <= LONGEST_TEXT + 40, "{}", said.len());
+        }
+        let event = serde_json::json!({"message": "ä".repeat(10_000)});
+        assert!(read_event(&event).error.message.ends_with(CUT));
+        assert_eq!(cut("short".to_owned()), "short");
     }
 
     #[test]

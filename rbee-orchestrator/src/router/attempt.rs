@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode};
 
 use super::call::{Call, Payload, outgoing, request};
@@ -195,6 +195,29 @@ async fn collect(
     Ok(gathered.whole())
 }
 
+/// Reads an error answer, and gives one up that has no end: a part longer than what is kept of it tells
+/// that it is one.
+async fn collect_error(
+    pool: &Pool,
+    worker: &WorkerSpec,
+    mut connection: Connection,
+) -> Result<Bytes, Failure> {
+    let mut body = BytesMut::new();
+    while body.len() <= refusal::LONGEST_BODY {
+        match std::future::poll_fn(|cx| connection.poll_data(cx)).await {
+            Some(Ok(data)) => body.extend_from_slice(&data),
+            Some(Err(error)) => return Err(broke_off(worker, &error.to_string())),
+            None => {
+                if connection.is_reusable() {
+                    pool.put(worker, connection);
+                }
+                return Ok(body.freeze());
+            }
+        }
+    }
+    Ok(body.freeze())
+}
+
 fn broke_off(worker: &WorkerSpec, why: &str) -> Failure {
     let message = format!("worker {} broke off its answer: {why}", worker.id);
     Failure {
@@ -275,11 +298,12 @@ async fn refused(
     answer: Answer,
 ) -> Result<Opened, Failure> {
     let Answer { head, connection } = answer;
-    let body = collect(pool, worker, call, connection).await?;
+    let body = collect_error(pool, worker, connection).await?;
     let retry_after = head.retry_after;
     let refusal = refusal::read(head.status, &body);
     let for_client = head.status.is_client_error() && refusal.fault == Fault::Caller;
-    if for_client && matches!(call.payload, Payload::OpenAi { .. }) {
+    let is_whole = body.len() <= refusal::LONGEST_BODY;
+    if for_client && is_whole && matches!(call.payload, Payload::OpenAi { .. }) {
         return Ok(Opened::Whole(Whole {
             status: head.status,
             content_type: head.content_type,

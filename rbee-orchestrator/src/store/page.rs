@@ -1,6 +1,6 @@
 //! Pages of jobs: the cursor is the id of the last job shown.
 
-use crate::domain::{JobId, JobPage, JobRecord};
+use crate::domain::{JobId, JobPage, JobRecord, LISTED_ERROR_CHARS};
 use crate::error::{Error, Result};
 
 /// Reads a cursor that [`page`] wrote.
@@ -18,12 +18,47 @@ pub(super) fn read_cursor(after: Option<&str>) -> Result<Option<JobId>> {
     }
 }
 
-/// Makes a page of `limit` jobs from as many and one more, if there are that many.
-pub(super) fn page(mut jobs: Vec<JobRecord>, limit: usize) -> JobPage {
-    let more = jobs.len() > limit;
-    jobs.truncate(limit);
-    let next = jobs.last().filter(|_| more).map(|last| cursor(last.id));
-    JobPage { jobs, next }
+/// A row of a list.
+pub(super) enum Listed {
+    Job(Box<JobRecord>),
+    Unreadable(JobId),
+}
+
+impl Listed {
+    fn id(&self) -> JobId {
+        match self {
+            Listed::Job(job) => job.id,
+            Listed::Unreadable(id) => *id,
+        }
+    }
+}
+
+/// Makes a page of `limit` rows from as many and one more, if there are that many.
+pub(super) fn page(mut rows: Vec<Listed>, limit: usize) -> JobPage {
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|last| cursor(last.id()));
+    let mut page = JobPage {
+        next,
+        ..JobPage::default()
+    };
+    for row in rows {
+        match row {
+            Listed::Job(job) => page.jobs.push(*job),
+            Listed::Unreadable(id) => page.unreadable.push(id),
+        }
+    }
+    page
+}
+
+/// A job as lists have it.
+pub(super) fn in_short(job: &JobRecord) -> JobRecord {
+    let short = |text: &String| text.chars().take(LISTED_ERROR_CHARS).collect();
+    JobRecord {
+        result: None,
+        error_message: job.error_message.as_ref().map(short),
+        ..job.clone()
+    }
 }
 
 fn cursor(id: JobId) -> String {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use self::tables::Tables;
-use super::page::{page, read_cursor};
+use super::page::{Listed, in_short, page, read_cursor};
 use super::{JobChange, Recovered, Store, Submission, Submitted};
 use crate::domain::{
     Attempt, Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, Tenant, TenantId,
@@ -125,8 +125,9 @@ impl Store for MemoryStore {
         let tables = self.tables();
         let newest_first = tables.jobs.range(..before).rev().map(|(_, job)| job);
         let matching = newest_first.filter(|job| matches(filter, job));
-        let jobs = matching.take(limit.saturating_add(1)).cloned().collect();
-        Ok(page(jobs, limit))
+        let rows = matching.take(limit.saturating_add(1));
+        let rows = rows.map(|job| Listed::Job(Box::new(in_short(job))));
+        Ok(page(rows.collect(), limit))
     }
 
     async fn usage(&self, filter: &UsageFilter) -> Result<Vec<UsageRow>> {

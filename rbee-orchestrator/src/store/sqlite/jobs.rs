@@ -4,17 +4,29 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, ToSql};
 use uuid::Uuid;
 
+use super::super::page::Listed;
 use super::codes::{kind_from, priority_from, state_code, state_from};
 use crate::domain::{
-    JobFilter, JobId, JobRecord, PlacedOn, RequestHash, StopReason, Times, UnixMillis, Usage,
+    JobFilter, JobId, JobRecord, LISTED_ERROR_CHARS, PlacedOn, RequestHash, StopReason, Times,
+    UnixMillis, Usage,
 };
 
 /// The columns that [`read`] expects.
 pub(super) const COLUMNS: &str = "id, kind, priority, state, attempt, owner, model, tenant, \
      session, worker, hive, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
-     tokens_estimated, error_code, error_message, correlation_id, result, asynchronous, \
+     tokens_estimated, error_code, error_message, correlation_id, \
+     (SELECT text FROM results WHERE results.job = jobs.id), asynchronous, \
      idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason, \
      failures";
+
+/// The same as lists have it: no result, and of an error the beginning.
+fn listed_columns() -> String {
+    let begin = format!("substr(error_message, 1, {LISTED_ERROR_CHARS})");
+    COLUMNS.replace("error_message", &begin).replace(
+        "(SELECT text FROM results WHERE results.job = jobs.id)",
+        "NULL",
+    )
+}
 
 /// One job.
 pub(super) fn find(db: &Connection, id: JobId) -> rusqlite::Result<Option<JobRecord>> {
@@ -24,13 +36,13 @@ pub(super) fn find(db: &Connection, id: JobId) -> rusqlite::Result<Option<JobRec
     rows.next().transpose()
 }
 
-/// At most `limit` jobs older than `before`, newest first.
+/// At most `limit` jobs older than `before`, newest first. A row that can't be read is named in the log.
 pub(super) fn list(
     db: &Connection,
     filter: &JobFilter,
     limit: usize,
     before: Option<JobId>,
-) -> rusqlite::Result<Vec<JobRecord>> {
+) -> rusqlite::Result<Vec<Listed>> {
     let before = before.map(|id| id.0.into_bytes());
     let state = filter.state.map(state_code);
     let model = filter.model.as_ref().map(|model| model.as_str());
@@ -44,17 +56,28 @@ pub(super) fn list(
     values.extend(tenant.as_ref().map(|value| value as &dyn ToSql));
     values.push(&limit);
     let mut found = db.prepare_cached(&list_sql(filter, before.is_some()))?;
-    found.query_map(values.as_slice(), read)?.collect()
+    found.query_map(values.as_slice(), listed)?.collect()
 }
 
-/// The query for a list; its parameters are those of the filter's fields that are set.
+fn listed(row: &Row<'_>) -> rusqlite::Result<Listed> {
+    let error = match read(row) {
+        Ok(job) => return Ok(Listed::Job(Box::new(job))),
+        Err(error) => error,
+    };
+    let id = JobId(Uuid::from_bytes(row.get(0)?));
+    tracing::error!(job = %id, %error, "a stored job can't be read; lists leave it out");
+    Ok(Listed::Unreadable(id))
+}
+
+/// The query for a list; its parameters are those of the filter's fields that are set. Which jobs they are is read
+/// of an index that has just what lists filter by: however few match, no other row is touched.
 pub(super) fn list_sql(filter: &JobFilter, has_cursor: bool) -> String {
-    // Unless it is told to, SQLite reads the whole table to spare itself the sort that this
-    // index, too, makes needless.
+    // Unless it is told to, SQLite reads the whole table to spare itself the sort that these
+    // indexes, too, make needless.
     let is_open = filter.state.is_some_and(|state| !state.is_ended());
-    let mut sql = match is_open {
-        true => format!("SELECT {COLUMNS} FROM jobs INDEXED BY jobs_open WHERE state < 2"),
-        false => format!("SELECT {COLUMNS} FROM jobs WHERE TRUE"),
+    let mut ids = match is_open {
+        true => "SELECT id FROM jobs INDEXED BY jobs_open WHERE state < 2".to_owned(),
+        false => "SELECT id FROM jobs INDEXED BY jobs_listed WHERE TRUE".to_owned(),
     };
     for (condition, is_set) in [
         (" AND id < ?", has_cursor),
@@ -63,11 +86,13 @@ pub(super) fn list_sql(filter: &JobFilter, has_cursor: bool) -> String {
         (" AND tenant = ?", filter.tenant.is_some()),
     ] {
         if is_set {
-            sql.push_str(condition);
+            ids.push_str(condition);
         }
     }
-    sql.push_str(" ORDER BY id DESC LIMIT ?");
-    sql
+    format!(
+        "SELECT {} FROM jobs WHERE id IN ({ids} ORDER BY id DESC LIMIT ?) ORDER BY id DESC",
+        listed_columns()
+    )
 }
 
 pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<JobRecord> {

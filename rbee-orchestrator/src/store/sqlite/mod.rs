@@ -136,7 +136,7 @@ impl SqliteStore {
         step: impl FnOnce(&Connection) -> rusqlite::Result<Vec<T>> + Send + 'static,
     ) -> Result<Vec<T>> {
         let _ = self.writer.flush().await;
-        self.reads.read(step).await
+        self.reads.read_much(step).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use deadpool_sqlite::{Config, Hook, HookError, Pool, PoolConfig, Runtime};
 use rusqlite::Connection;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::failure::{closed, failed};
 use crate::error::{Error, Result};
@@ -14,9 +15,13 @@ use crate::error::{Error, Result};
 /// a thread and a page cache.
 const CONNECTIONS: usize = 4;
 
+/// Lists that are read at once: the other connections are for those who look one thing up.
+const LISTS: usize = 2;
+
 /// A pool of connections that can't write.
 pub(super) struct Reads {
     pool: Pool,
+    lists: Semaphore,
     /// The pool closes connections on the runtime, wherever it is dropped.
     runtime: Handle,
 }
@@ -39,6 +44,7 @@ impl Reads {
         let pool = builder.post_create(prepare).build();
         Ok(Reads {
             pool: pool.map_err(|error| Error::internal(format!("no pool: {error}")))?,
+            lists: Semaphore::new(LISTS),
             runtime: Handle::current(),
         })
     }
@@ -57,6 +63,15 @@ impl Reads {
         let read = connection.interact(move |db| step(db)).await;
         let read = read.map_err(|error| Error::internal(format!("a read broke off: {error}")))?;
         read.map_err(|error| failed("read", &error))
+    }
+
+    /// The same for a step that reads much: it waits for others of its kind.
+    pub(super) async fn read_much<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _turn = self.lists.acquire().await.map_err(|_| closed())?;
+        self.read(step).await
     }
 
     /// Closes the connections that nobody uses and lets no one take one any more.

@@ -127,6 +127,18 @@ const MODEL_USE: &str = "ALTER TABLE hives ADD COLUMN model_use TEXT;";
 /// What counts towards the bound of attempts: not every attempt that is given up has failed.
 const FAILURES: &str = "ALTER TABLE jobs ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;";
 
+/// What lists filter by, in one index that is read in place of the table: it grows at its right edge, as the
+/// table does. Results are apart from `jobs`: what stands behind a long text in a row is read past all of it.
+const LISTS: &str = "
+CREATE INDEX jobs_listed ON jobs (id, state, tenant, model);
+CREATE TABLE results (
+    job BLOB PRIMARY KEY NOT NULL,
+    text TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO results SELECT id, result FROM jobs WHERE result IS NOT NULL;
+UPDATE jobs SET result = NULL WHERE result IS NOT NULL;
+";
+
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -140,6 +152,7 @@ pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         M::up(HIVES_OVER_SSH),
         M::up(MODEL_USE),
         M::up(FAILURES),
+        M::up(LISTS),
     ])
 });
 

@@ -11,9 +11,9 @@ use crate::store::{Submission, Submitted};
 
 const INSERT: &str = "INSERT INTO jobs (id, kind, priority, state, attempt, owner, model, tenant, \
      session, worker, hive, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
-     tokens_estimated, error_code, error_message, correlation_id, result, asynchronous, \
+     tokens_estimated, error_code, error_message, correlation_id, asynchronous, \
      idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason, failures) \
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
      ON CONFLICT DO NOTHING";
 
 const CLAIM: &str = "UPDATE jobs SET state = 1, attempt = ?2, worker = ?3, hive = ?4, why = ?5, \
@@ -25,16 +25,16 @@ const REQUEUE: &str = "UPDATE jobs SET state = 0, failures = failures + ?3, not_
 
 const FINISH: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, tokens_out = ?6, \
      tokens_estimated = ?7, error_code = coalesce(?8, error_code), \
-     error_message = coalesce(?9, error_message), result = ?10, inference_ms = ?11, \
-     slot_ms = ?12, stop_reason = ?13, not_before = NULL \
+     error_message = coalesce(?9, error_message), inference_ms = ?10, \
+     slot_ms = ?11, stop_reason = ?12, not_before = NULL \
      WHERE id = ?1 AND state < 2 AND attempt = ?2";
 
 /// [`CLAIM`] and [`FINISH`] of the same attempt in one write.
 const RUN: &str = "UPDATE jobs SET state = ?3, ended_at = ?4, tokens_in = ?5, tokens_out = ?6, \
      tokens_estimated = ?7, error_code = coalesce(?8, error_code), \
-     error_message = coalesce(?9, error_message), result = ?10, inference_ms = ?11, \
-     slot_ms = ?12, stop_reason = ?13, not_before = NULL, attempt = ?2, worker = ?14, \
-     hive = ?15, why = ?16, started_at = ?17, model = ?18 \
+     error_message = coalesce(?9, error_message), inference_ms = ?10, \
+     slot_ms = ?11, stop_reason = ?12, not_before = NULL, attempt = ?2, worker = ?13, \
+     hive = ?14, why = ?15, started_at = ?16, model = ?17 \
      WHERE id = ?1 AND state = 0 AND attempt = ?2 - 1";
 
 /// What is to be known of a job that has just ended. (`RETURNING` makes a table for its rows, which
@@ -43,7 +43,11 @@ const ENDED: &str = "SELECT tenant, model, asynchronous FROM jobs WHERE id = ?";
 
 const PUT_REQUEST: &str = "INSERT INTO requests (job, body) VALUES (?, ?)";
 
+pub(super) const DROP_RESULT: &str = "DELETE FROM results WHERE job = ?";
+
 pub(super) const DROP_REQUEST: &str = "DELETE FROM requests WHERE job = ?";
+
+const PUT_RESULT: &str = "INSERT OR REPLACE INTO results (job, text) VALUES (?, ?)";
 
 const PUT_KEY: &str = "INSERT OR REPLACE INTO idempotency (tenant, key, job, expires_at) \
      VALUES (?, ?, ?, ?)";
@@ -71,6 +75,7 @@ pub(super) struct Statements<'db> {
     ended: Statement<'db>,
     put_request: Statement<'db>,
     drop_request: Statement<'db>,
+    put_result: Statement<'db>,
     put_key: Statement<'db>,
     find_key: Statement<'db>,
     add_usage: Statement<'db>,
@@ -89,6 +94,7 @@ impl<'db> Statements<'db> {
             ended: db.prepare(ENDED)?,
             put_request: db.prepare(PUT_REQUEST)?,
             drop_request: db.prepare(DROP_REQUEST)?,
+            put_result: db.prepare(PUT_RESULT)?,
             put_key: db.prepare(PUT_KEY)?,
             find_key: db.prepare(FIND_KEY)?,
             add_usage: db.prepare(usage::ADD)?,
@@ -135,7 +141,6 @@ impl<'db> Statements<'db> {
             job.error_code,
             job.error_message,
             job.correlation_id,
-            job.result,
             job.asynchronous,
             job.idempotency_key,
             job.request_hash.as_ref().map(|hash| &hash.0),
@@ -152,6 +157,10 @@ impl<'db> Statements<'db> {
         if let Some(request) = request.filter(|_| !(ended && job.asynchronous)) {
             self.put_request
                 .execute(params![job.id.0.as_bytes(), request])?;
+        }
+        if let Some(result) = &job.result {
+            self.put_result
+                .execute(params![job.id.0.as_bytes(), result])?;
         }
         self.sums.add_record(job);
         Ok(true)
@@ -234,7 +243,6 @@ impl<'db> Statements<'db> {
             ending.usage.map(|usage| usage.estimated),
             error.map(|error| error.code.as_str()),
             error.map(|error| error.message.as_str()),
-            ending.result,
             ending.times.inference_ms.cast_signed(),
             ending.times.slot_ms.cast_signed(),
             ending.stop.map(|stop| stop.as_str()),
@@ -255,7 +263,6 @@ impl<'db> Statements<'db> {
             ending.usage.map(|usage| usage.estimated),
             error.map(|error| error.code.as_str()),
             error.map(|error| error.message.as_str()),
-            ending.result,
             ending.times.inference_ms.cast_signed(),
             ending.times.slot_ms.cast_signed(),
             ending.stop.map(|stop| stop.as_str()),
@@ -285,6 +292,9 @@ impl<'db> Statements<'db> {
         let ended = self.ended.query_row(id, Ended::read)?;
         if ended.asynchronous {
             self.drop_request.execute(id)?;
+        }
+        if let Some(result) = &ending.result {
+            self.put_result.execute(params![job.0.as_bytes(), result])?;
         }
         self.sums.add_ending(ended.tenant, ended.model, ending);
         Ok(true)

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use super::jobs::{COLUMNS, read};
-use super::statements::{DROP_REQUEST, Ended};
+use super::statements::{DROP_REQUEST, DROP_RESULT, Ended};
 use super::usage::{self, Sums};
 use crate::domain::{JobId, JobRecord, UnixMillis};
 use crate::killpoint;
@@ -13,7 +13,7 @@ use crate::store::steps::{interrupted, take_over};
 
 /// Ends what nobody can go on with. Of what an attempt used that was cut off nothing is charged.
 pub(super) const INTERRUPT: &str = "UPDATE jobs SET state = 3, ended_at = ?2, tokens_in = NULL, \
-     tokens_out = NULL, tokens_estimated = NULL, inference_ms = 0, slot_ms = 0, result = NULL, \
+     tokens_out = NULL, tokens_estimated = NULL, inference_ms = 0, slot_ms = 0, \
      stop_reason = NULL, not_before = NULL, error_code = ?3, error_message = ?4 \
      WHERE state < 2 AND owner <> ?1 AND (asynchronous = 0 \
      OR NOT EXISTS (SELECT 1 FROM requests WHERE job = id)) \
@@ -128,9 +128,11 @@ pub(super) fn purge(
     )?;
     let old: Vec<JobId> = old.collect::<rusqlite::Result<_>>()?;
     let mut drop_request = db.prepare_cached(DROP_REQUEST)?;
+    let mut drop_result = db.prepare_cached(DROP_RESULT)?;
     let mut drop_job = db.prepare_cached("DELETE FROM jobs WHERE id = ?")?;
     for job in &old {
         drop_request.execute([job.0.as_bytes()])?;
+        drop_result.execute([job.0.as_bytes()])?;
         drop_job.execute([job.0.as_bytes()])?;
     }
     Ok((keys + old.len()) as u64)

@@ -113,6 +113,7 @@ where
         tenants::tenants_are_listed_by_name_as_they_were_put,
         tenants::a_tenant_that_is_put_again_is_replaced,
         tenants::a_removed_tenant_is_gone,
+        pages::lists_have_no_results_and_the_beginnings_of_errors,
         pages::jobs_are_listed_newest_first,
         pages::filters_narrow_the_list,
         pages::pages_follow_each_other,

@@ -1,8 +1,12 @@
 //! Checks of lists of jobs.
 
 use super::samples::{cancelled, claimed, finished, model, queued_job, submitted};
-use crate::domain::{JobFilter, JobId, JobPage, JobRecord, JobState, TenantId};
-use crate::store::Store;
+use crate::domain::{
+    Ending, JobFilter, JobId, JobPage, JobRecord, JobState, LISTED_ERROR_CHARS, Outcome, TenantId,
+    UnixMillis,
+};
+use crate::error::{Code, Error};
+use crate::store::{JobChange, Store};
 
 const ALL: JobFilter = JobFilter {
     state: None,
@@ -40,7 +44,11 @@ pub(super) async fn jobs_are_listed_newest_first<S: Store>(store: &S) {
     }
     jobs.reverse();
     let page = list(store, &ALL, 5, None).await;
-    assert_eq!(page, JobPage { jobs, next: None });
+    let whole = JobPage {
+        jobs,
+        ..JobPage::default()
+    };
+    assert_eq!(page, whole);
 }
 
 pub(super) async fn filters_narrow_the_list<S: Store>(store: &S) {
@@ -155,4 +163,34 @@ pub(super) async fn a_cursor_that_is_none_is_refused<S: Store>(store: &S) {
         assert_eq!(error.code.as_str(), "INVALID_REQUEST", "{bad:?}");
         assert_eq!(error.param, Some("after"), "{bad:?}");
     }
+}
+
+/// Neither results nor long errors: a page of them would be larger than anybody wants to read.
+pub(super) async fn lists_have_no_results_and_the_beginnings_of_errors<S: Store>(store: &S) {
+    let [complete, failed] = [(); 2].map(|()| queued_job());
+    for job in [&complete, &failed] {
+        store.record(submitted(job));
+        store.record(claimed(job.id, 1));
+    }
+    store.record(finished(complete.id, 1, "an answer"));
+    let error = Error::new(Code::WorkerFailed, "ä".repeat(5000));
+    let ending = Ending::new(Outcome::Failed(error), UnixMillis(1_700_000_000_020));
+    store.record(JobChange::Finished {
+        job: failed.id,
+        attempt: 1,
+        ending: Box::new(ending),
+    });
+    let page = list(store, &ALL, 10, None).await;
+    assert_eq!(ids(&page.jobs), [failed.id, complete.id]);
+    let message = page.jobs[0].error_message.as_deref().unwrap_or_default();
+    assert_eq!(message, "ä".repeat(LISTED_ERROR_CHARS));
+    assert_eq!(page.jobs[1].result, None);
+    let whole = store.job(complete.id).await.expect("a job is read");
+    assert_eq!(
+        whole.and_then(|job| job.result).as_deref(),
+        Some("an answer")
+    );
+    let whole = store.job(failed.id).await.expect("a job is read");
+    let message = whole.and_then(|job| job.error_message);
+    assert_eq!(message.map_or(0, |message| message.len()), 10_000);
 }

@@ -73,7 +73,7 @@ async fn while_the_database_is_locked_changes_are_kept_and_reads_go_on() {
 
     drop(other);
     until_written(&store).await;
-    let jobs = all_jobs(&store).await;
+    let jobs = whole_jobs(&store).await;
     assert_eq!(jobs[0], waiting);
     assert_eq!(jobs[1].result.as_deref(), Some("an answer"));
     assert_eq!(
@@ -173,7 +173,7 @@ async fn a_full_disk_loses_nothing_that_was_recorded() {
     until_written(&store).await;
     jobs.reverse();
     let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
-    let found = all_jobs(&store).await;
+    let found = whole_jobs(&store).await;
     assert_eq!(found.iter().map(|job| job.id).collect::<Vec<_>>(), ids);
     assert!(found.iter().all(|job| job.result.is_some()));
 }

@@ -41,7 +41,7 @@ async fn is_brought_up_to_date(path: PathBuf) {
         let over_ssh = hive.spec.ssh.is_some();
         assert_eq!((hive.spec.tunnel, hive.spec.install), (over_ssh, over_ssh));
     }
-    let jobs = all_jobs(&store).await;
+    let jobs = whole_jobs(&store).await;
     assert_eq!(jobs.len(), 2);
     assert_eq!(jobs[1].result.as_deref(), Some("text"));
     for (job, state) in jobs.iter().zip([JobState::Running, JobState::Complete]) {

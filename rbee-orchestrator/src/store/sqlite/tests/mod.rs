@@ -93,6 +93,15 @@ fn submit(store: &SqliteStore) -> JobRecord {
     job
 }
 
+/// All jobs with their results, newest first.
+async fn whole_jobs(store: &SqliteStore) -> Vec<JobRecord> {
+    let mut whole = Vec::new();
+    for job in all_jobs(store).await {
+        whole.extend(store.job(job.id).await.unwrap());
+    }
+    whole
+}
+
 async fn all_jobs(store: &SqliteStore) -> Vec<JobRecord> {
     let page = store.jobs(&JobFilter::default(), usize::MAX, None).await;
     page.unwrap().jobs
