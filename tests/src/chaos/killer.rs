@@ -131,6 +131,7 @@ impl Kills {
         self.started_ns.push(monotonic_ns());
         match death {
             Death::At(step, passing) => {
+                weather.calm()?;
                 let launch = launch.env(HOOK, &format!("{step}:{passing}"));
                 let struck = match launch.try_start() {
                     Ok(mut queen) => match queen.ended(PATIENCE) {

@@ -71,6 +71,7 @@ fn configured<'h>(home: &'h Home, stub: &StubEngine, port: u16) -> Launch<'h> {
         "retry.backoff_max = \"100ms\"",
         "retry.budget_ratio = 1.0",
         "retention.interval = \"1s\"",
+        "queue.batch_quiet = \"0s\"",
         "tenants.red.weight = 1",
         "tenants.blue.weight = 2",
     ] {

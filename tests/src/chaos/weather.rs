@@ -47,6 +47,11 @@ impl<'s> Weather<'s> {
         }
     }
 
+    /// No trouble: a worker that is still busy would keep the queen from the steps at which she is to die.
+    pub(super) fn calm(&self) -> Result<()> {
+        self.stub.control("fault=none")
+    }
+
     /// The trouble of that life: each in its turn. It is over when what is returned is dropped.
     pub(super) fn turn(&self, life: usize) -> Result<Option<Jump<'_>>> {
         if life.is_multiple_of(2) {
