@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::env;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -54,8 +55,23 @@ fn on_a_full_disk_nothing_is_accepted_that_could_be_lost_and_streams_go_on() {
 
     disk.fill();
     let (accepted, refused) = submit_until_refused(&queen);
-    assert_error(&refused, 500, "STORE_FAILED", &["full", "free space"]);
-    assert_eq!(queen.look("/health").status, 200);
+    let named = ["no room on the disk of", "queen.db", "free space"];
+    assert_error(&refused, 500, "STORE_FAILED", &named);
+    assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+    let health = queen.look("/health");
+    assert_eq!(
+        (health.status, &health.json()["database"]),
+        (200, &json!("full"))
+    );
+    for list in [
+        "/v2/workers/list",
+        "/v2/models/list",
+        "/v2/registry/beehives/list",
+        "/v1/models",
+    ] {
+        assert_eq!(queen.look(list).status, 200, "{list}");
+    }
+    assert_eq!(queen.task(&before)["state"], "complete");
     // Nothing of an interactive stream has to be on the disk before it flows.
     let stream = queen.stream("/v2/tasks", &task(4)).expect("an answer");
     assert_task_completed(&stream.rest());
@@ -66,6 +82,11 @@ fn on_a_full_disk_nothing_is_accepted_that_could_be_lost_and_streams_go_on() {
         (reply.status == 202).then(|| reply.accepted())
     });
     let again = again.expect("with room on the disk it is accepted again");
+    let health = queen.look("/health").json();
+    assert_eq!(
+        (&health["status"], health.get("database")),
+        (&json!("ok"), None)
+    );
     for job_id in accepted.iter().chain([&again]) {
         queen.assert_task_ends(job_id, "complete");
     }
@@ -112,6 +133,52 @@ fn a_backlog_waits_for_room_on_the_disk_and_loses_nothing() {
         let task = queen.task(job_id);
         assert_eq!(task["state"], "complete", "{task}");
     }
+}
+
+#[test]
+fn a_damaged_database_is_told_and_what_does_not_need_the_damaged_part_is_served() {
+    let home = Home::new();
+    let database = home.path().join("queen.db");
+    home.queen().start().stop(Signal::TERM);
+    let db = Connection::open(&database).expect("it is a database");
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'idempotency'";
+    let root: u32 = db.query_row(root, [], |row| row.get(0)).expect("a table");
+    let size: u32 = db
+        .pragma_query_value(None, "page_size", |row| row.get(0))
+        .expect("a number");
+    drop(db);
+    let file = fs::OpenOptions::new().write(true).open(&database);
+    let page = vec![0xa5; usize::try_from(size).expect("it is small")];
+    file.and_then(|file| file.write_all_at(&page, u64::from(root - 1) * u64::from(size)))
+        .expect("the file is ours");
+
+    let queen = home.queen().start();
+    let _stub = stub(&home, &queen);
+    let damaged = || queen.look("/health").json()["database"] == "damaged";
+    eventually("the damage is found", 15 * SECOND, damaged);
+    let health = queen.look("/health");
+    assert_eq!(
+        (health.status, &health.json()["status"]),
+        (200, &json!("ok"))
+    );
+    let log = queen.log();
+    for told in ["the database is damaged", ".recover", "backup"] {
+        assert!(log.contains(told), "no {told:?} in {log}");
+    }
+    let mut keyed = task(4);
+    keyed["idempotency_key"] = json!("a-key");
+    let refused = queen.try_submit(&keyed);
+    assert_error(
+        &refused,
+        500,
+        "STORE_FAILED",
+        &["malformed", "backup", "queen.db"],
+    );
+    let stream = queen.stream("/v2/tasks", &task(4)).expect("an answer");
+    assert_task_completed(&stream.rest());
+    let whole = queen.submit(&task(4));
+    queen.assert_task_ends(&whole, "complete");
+    assert_eq!(queen.look("/v2/workers/list").status, 200);
 }
 
 #[test]

@@ -71,6 +71,19 @@ fn a_second_queen_on_the_same_database_is_refused() {
 }
 
 #[test]
+fn a_file_that_is_no_database_is_refused_with_what_to_do() {
+    let home = Home::new();
+    let text = b"no database".to_vec();
+    for content in [text.repeat(1000), text, vec![0; 8192]] {
+        fs::write(home.path().join("queen.db"), &content).expect("the folder is ours");
+        let told = ["STORE_FAILED", "queen.db", "not a database", "backup"];
+        refuses(&home.queen(), &told);
+        let kept = fs::read(home.path().join("queen.db")).expect("it is there");
+        assert!(kept == content, "it is left alone");
+    }
+}
+
+#[test]
 fn a_queen_that_others_can_reach_needs_a_token() {
     let home = Home::new();
     refuses(&home.queen().arg("--bind").arg("0.0.0.0"), &["token"]);

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::body::Body;
 use super::{Context, answer};
 use crate::error::{Code, Error};
+use crate::store::Condition;
 
 /// Which queen asks for a worker's health.
 static INSTANCE: HeaderName = HeaderName::from_static("x-rbee-instance");
@@ -21,11 +22,16 @@ pub(super) fn health(context: &Context<'_>) -> Response<Body> {
         );
         return answer::error(&error, false, context.correlation_id);
     }
-    match context.orchestrator.is_draining() {
-        false => answer::ok(&json!({"status": "ok", "version": version})),
-        true => {
-            let body = json!({"status": "draining", "version": version});
-            answer::json(StatusCode::SERVICE_UNAVAILABLE, &body)
-        }
+    let draining = context.orchestrator.is_draining();
+    let mut body = json!({"status": if draining { "draining" } else { "ok" }, "version": version});
+    // Trouble with the store does not stop what needs none.
+    let store = context.orchestrator.store_condition();
+    if store != Condition::Sound {
+        body["database"] = store.as_str().into();
+    }
+    if draining {
+        answer::json(StatusCode::SERVICE_UNAVAILABLE, &body)
+    } else {
+        answer::ok(&body)
     }
 }

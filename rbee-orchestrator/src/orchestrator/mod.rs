@@ -33,7 +33,7 @@ use crate::hives::{HiveToken, PortClaims};
 use crate::killpoint;
 use crate::relay::pool::Pool;
 use crate::scheduler::{LeastLoaded, Scheduler};
-use crate::store::{MemoryStore, Store};
+use crate::store::{Condition, MemoryStore, Store};
 
 use clock::Clock;
 use connector::{HiveMap, WorkerConnector};
@@ -275,6 +275,12 @@ impl Orchestrator {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.driver.look(|brain, _| brain.is_draining())
+    }
+
+    /// How the store does.
+    #[must_use]
+    pub fn store_condition(&self) -> Condition {
+        self.driver.store.condition()
     }
 
     /// Takes no more work. What waits ends with `SHUTTING_DOWN`, but for asynchronous tasks, which

@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod condition;
 mod memory;
 mod page;
 pub mod sqlite;
@@ -31,6 +32,7 @@ use crate::domain::{
 };
 use crate::error::Result;
 
+pub use condition::Condition;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 pub use steps::{JobChange, Recovered, Submission, Submitted};
@@ -140,6 +142,11 @@ pub trait Store: Send + Sync + 'static {
     /// keys that have expired; at most `limit` of each. Returns how many jobs and keys; as long as
     /// that is not 0, there may be more. A job stays while its key finds it. Usage stays.
     async fn purge(&self, ended_before: UnixMillis, now: UnixMillis, limit: usize) -> Result<u64>;
+
+    /// How the store does, as far as it is known: for people to look at. Does not block.
+    fn condition(&self) -> Condition {
+        Condition::Sound
+    }
 
     /// Makes everything durable and lets go of files and locks. Afterwards the store is of no more
     /// use: what is recorded then is lost, and what is asked for may fail.

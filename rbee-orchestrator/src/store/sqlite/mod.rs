@@ -6,6 +6,7 @@
 //! can be written (a full disk, a lock), recorded changes are kept and tried again, what is awaited
 //! fails with the cause, and reads show what is on the disk.
 
+mod check;
 mod codes;
 mod failure;
 mod handover;
@@ -35,11 +36,13 @@ use rusqlite::Connection;
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
+use self::check::Check;
+use self::failure::Faults;
 use self::handover::Tuning;
 use self::reads::Reads;
 use self::writer::Writer;
 use super::page::{page, read_cursor};
-use super::{JobChange, Recovered, Store, Submission, Submitted};
+use super::{Condition, JobChange, Recovered, Store, Submission, Submitted};
 use crate::domain::{
     Attempt, Ending, HiveId, HiveRecord, JobFilter, JobId, JobPage, JobRecord, Tenant, TenantId,
     UnixMillis, UsageFilter, UsageRow,
@@ -56,15 +59,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Dropping it writes what waits, which blocks for as long as that takes; [`Store::close`] does
 /// the same without blocking and says whether it went well.
 pub struct SqliteStore {
-    writer: Arc<Writer>,
+    check: Arc<Check>,
     reads: Reads,
-    path: PathBuf,
+    writer: Arc<Writer>,
+    faults: Arc<Faults>,
 }
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("SqliteStore");
-        shown.field("path", &self.path).finish_non_exhaustive()
+        shown.field("path", &self.path()).finish_non_exhaustive()
     }
 }
 
@@ -100,18 +104,19 @@ impl SqliteStore {
     ) -> Result<Self> {
         let opening = spawn_blocking(move || open::open(&path, synchronous, busy_timeout));
         let opened = opening.await.map_err(|error| broken_off(&error))??;
-        let path = opened.path.clone();
+        let faults = Arc::new(Faults::new(&opened.path));
         Ok(SqliteStore {
-            reads: Reads::new(&path, busy_timeout)?,
-            writer: Arc::new(Writer::start(opened, tuning)?),
-            path,
+            reads: Reads::new(faults.clone(), busy_timeout)?,
+            writer: Arc::new(Writer::start(opened, tuning, faults.clone())?),
+            check: Arc::new(Check::start(faults.clone())),
+            faults,
         })
     }
 
     /// Where the database is: absolute, symbolic links resolved.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.faults.path()
     }
 }
 
@@ -236,10 +241,17 @@ impl Store for SqliteStore {
             .await
     }
 
+    fn condition(&self) -> Condition {
+        self.faults.condition()
+    }
+
     async fn close(&self) -> Result<()> {
         self.reads.close();
-        let writer = self.writer.clone();
-        let closing = spawn_blocking(move || writer.close());
+        let (check, writer) = (self.check.clone(), self.writer.clone());
+        let closing = spawn_blocking(move || {
+            check.end();
+            writer.close()
+        });
         closing.await.map_err(|error| broken_off(&error))?
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn open(
     let opened = Connection::open_with_flags(&path, flags)
         .and_then(|db| prepare(&db, synchronous, busy_timeout).map(|()| db));
     let mut db = opened.map_err(|error| {
-        let cure = cure(&error);
+        let cure = cure(&path, &error);
         unusable(&path, format!("it can't be opened: {error}: {cure}"))
     })?;
     MIGRATIONS

@@ -1,6 +1,6 @@
 //! Reading: a pool of connections beside the writer's.
 
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_sqlite::{Config, Hook, HookError, Pool, PoolConfig, Runtime};
@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::failure::{closed, failed};
+use super::failure::{Faults, closed};
 use crate::error::{Error, Result};
 
 /// Reads that run at once; more wait for a connection. A read is short, and each connection holds
@@ -24,12 +24,13 @@ pub(super) struct Reads {
     lists: Semaphore,
     /// The pool closes connections on the runtime, wherever it is dropped.
     runtime: Handle,
+    faults: Arc<Faults>,
 }
 
 impl Reads {
     /// A pool for a database that exists. Must be called on a Tokio runtime.
-    pub(super) fn new(path: &Path, busy_timeout: Duration) -> Result<Self> {
-        let mut config = Config::new(path);
+    pub(super) fn new(faults: Arc<Faults>, busy_timeout: Duration) -> Result<Self> {
+        let mut config = Config::new(faults.path());
         config.pool = Some(PoolConfig::new(CONNECTIONS));
         let Ok(builder) = config.builder(Runtime::Tokio1);
         let prepare = Hook::async_fn(move |connection, _| {
@@ -46,6 +47,7 @@ impl Reads {
             pool: pool.map_err(|error| Error::internal(format!("no pool: {error}")))?,
             lists: Semaphore::new(LISTS),
             runtime: Handle::current(),
+            faults,
         })
     }
 
@@ -57,12 +59,12 @@ impl Reads {
         use deadpool_sqlite::PoolError;
         let connection = self.pool.get().await.map_err(|error| match error {
             PoolError::Closed => closed(),
-            PoolError::Backend(error) => failed("read", &error),
+            PoolError::Backend(error) => self.faults.failed("read", &error),
             error => Error::new(crate::Code::StoreFailed, format!("no connection: {error}")),
         })?;
         let read = connection.interact(move |db| step(db)).await;
         let read = read.map_err(|error| Error::internal(format!("a read broke off: {error}")))?;
-        read.map_err(|error| failed("read", &error))
+        read.map_err(|error| self.faults.failed("read", &error))
     }
 
     /// The same for a step that reads much: it waits for others of its kind.

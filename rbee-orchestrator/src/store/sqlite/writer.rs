@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use super::failure::{closed, failed, is_about_the_step};
+use super::failure::{Faults, closed, is_about_the_step};
 use super::handover::{Handover, Tuning};
 use super::op::{Answer, Call, Finish, Op};
 use super::open::Opened;
@@ -24,23 +24,24 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts the thread, which holds the database's lock until it ends.
-    pub(super) fn start(opened: Opened, tuning: Tuning) -> Result<Self> {
+    pub(super) fn start(opened: Opened, tuning: Tuning, faults: Arc<Faults>) -> Result<Self> {
         // What the thread can't report to whoever opens the store fails here.
-        Statements::new(&opened.db).map_err(|error| failed("written", &error))?;
+        Statements::new(&opened.db).map_err(|error| faults.failed("written", &error))?;
         let handover = Arc::new(Handover::new(tuning));
         let mut scribe = Scribe {
             handover: handover.clone(),
             taken: Waiting::default(),
             failing: false,
-            path: opened.path.display().to_string(),
+            faults,
         };
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
-                let Opened {
-                    db, lock: _lock, ..
-                } = opened;
-                scribe.run(&db)
+                let Opened { db, lock, .. } = opened;
+                let written = scribe.run(&db);
+                drop(db);
+                drop(lock);
+                written
             });
         let thread = thread.map_err(|error| {
             let message = format!("the store's thread can't be started: {error}");
@@ -156,7 +157,7 @@ struct Scribe {
     handover: Arc<Handover>,
     taken: Waiting,
     failing: bool,
-    path: String,
+    faults: Arc<Faults>,
 }
 
 /// Whatever ends the thread, nobody may wait for it any longer.
@@ -171,7 +172,8 @@ impl Drop for Farewell {
 impl Scribe {
     fn run(&mut self, db: &Connection) -> Result<()> {
         let _farewell = Farewell(self.handover.clone());
-        let mut statements = Statements::new(db).map_err(|error| failed("written", &error))?;
+        let mut statements =
+            Statements::new(db).map_err(|error| self.faults.failed("written", &error))?;
         while self.handover.take(&mut self.taken) {
             self.write_taken(&mut statements)?;
         }
@@ -253,7 +255,7 @@ impl Scribe {
                 }
                 Applied::Not(at, error) => {
                     drop(transaction);
-                    refuse(&mut self.taken.ops[at], &error);
+                    refuse(&mut self.taken.ops[at], &error, &self.faults);
                 }
             }
         }
@@ -290,15 +292,17 @@ impl Scribe {
 
     fn note_success(&mut self) {
         if std::mem::take(&mut self.failing) {
-            tracing::info!(database = self.path, "the store can write again");
+            self.faults.note_written();
+            tracing::info!(database = %self.faults.path().display(), "the store can write again");
         }
     }
 
     fn note_failure(&mut self, done: usize, error: &rusqlite::Error) -> Error {
-        let error = failed("written", error);
+        self.faults.note_unwritable(error);
+        let error = self.faults.failed("written", error);
         if !std::mem::replace(&mut self.failing, true) {
             tracing::error!(
-                database = self.path,
+                database = %self.faults.path().display(),
                 changes = self.changes_from(done),
                 "{}; what was recorded is kept and tried again",
                 error.message,
@@ -310,7 +314,7 @@ impl Scribe {
     fn give_up(&self, changes: usize, error: &Error) -> Error {
         let changes = changes + self.handover.changes_waiting();
         let message = format!("{changes} recorded changes are lost: {}", error.message);
-        tracing::error!(database = self.path, "{message}");
+        tracing::error!(database = %self.faults.path().display(), "{message}");
         Error::new(Code::StoreFailed, message)
     }
 }
@@ -322,10 +326,10 @@ enum Applied {
 }
 
 /// Drops a step that would fail for ever and keep all others from being written.
-fn refuse(op: &mut Op, error: &rusqlite::Error) {
+fn refuse(op: &mut Op, error: &rusqlite::Error, faults: &Faults) {
     if op.is_change() {
         tracing::error!("a change of a job can't be written and is dropped: {error}");
     }
-    op.answer(Err(failed("written", error)));
+    op.answer(Err(faults.failed("written", error)));
     *op = Op::Nothing;
 }

@@ -1,5 +1,6 @@
 //! Tests of what only a store on a disk has.
 
+mod damaged;
 mod durability;
 mod failing;
 mod migrating;
