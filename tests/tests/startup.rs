@@ -67,6 +67,18 @@ fn a_second_queen_on_the_same_database_is_refused() {
     let home = Home::new();
     let first = home.queen().start();
     refuses(&home.queen(), &["DATABASE_IN_USE", "queen.db"]);
+    // Nor by another name of the same file, in another folder.
+    let other = Home::new();
+    let database = home.path().join("queen.db");
+    let (hard, symbolic) = (other.path().join("hard.db"), other.path().join("sym.db"));
+    fs::hard_link(&database, &hard).expect("both are on one disk");
+    std::os::unix::fs::symlink(&hard, &symbolic).expect("the folder is ours");
+    for name in [&hard, &symbolic] {
+        refuses(
+            &other.queen().database(name),
+            &["DATABASE_IN_USE", "hard.db"],
+        );
+    }
     assert_eq!(first.look("/health").status, 200);
 }
 

@@ -12,6 +12,7 @@ mod failure;
 mod handover;
 mod hives;
 mod jobs;
+mod lock;
 mod op;
 mod open;
 mod options;

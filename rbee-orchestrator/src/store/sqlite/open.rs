@@ -1,7 +1,6 @@
 //! Opening a database: the checks that make a wrong path a clear message, the lock, the pragmas.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,9 +8,10 @@ use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{Error as MigrationError, MigrationDefinitionError};
 
 use super::failure::{cure, unusable};
+use super::lock::{Locked, cant_write, owned_file};
 use super::options::Synchronous;
 use super::schema::MIGRATIONS;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 
 /// The write-ahead log is cut down to this after a burst, so that it does not keep a disk full.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
@@ -25,7 +25,7 @@ pub(super) struct Opened {
     /// Absolute, with symbolic links resolved.
     pub(super) path: PathBuf,
     /// Held for as long as the database is written.
-    pub(super) lock: File,
+    pub(super) lock: Locked,
 }
 
 /// Opens a database and creates it if need be. Blocks.
@@ -35,7 +35,7 @@ pub(super) fn open(
     busy_timeout: Duration,
 ) -> Result<Opened> {
     let path = create_file(path)?;
-    let lock = take_lock(&path)?;
+    let lock = Locked::take(&path)?;
     // Without SQLITE_OPEN_URI: a path is a path, whatever it looks like.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags)
@@ -50,7 +50,8 @@ pub(super) fn open(
     Ok(Opened { db, path, lock })
 }
 
-/// Makes sure that there is a file that we may write, and says where it really is.
+/// Makes sure that there is a file, and says where it really is. One that is there is not opened:
+/// see [`Locked`].
 fn create_file(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path)
         .map_err(|error| unusable(path, format!("this is no path: {error}: choose another")))?;
@@ -64,53 +65,10 @@ fn create_file(path: &Path) -> Result<PathBuf> {
         let what = "this is no regular file: choose another path";
         return Err(unusable(&path, what));
     }
-    owned_file(&path).map_err(|error| unusable(&path, cant_write(&path, &error)))?;
-    fs::canonicalize(&path).map_err(|error| unusable(&path, format!("it can't be found: {error}")))
-}
-
-/// Opens a file for writing; a new one can only be read by its owner, since prompts are secrets.
-/// SQLite gives its other files the same mode.
-fn owned_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
-fn cant_write(path: &Path, error: &io::Error) -> String {
-    let path = path.display();
-    format!(
-        "{path} can't be written: {error}: make it and its folder writable for the user that runs \
-         this, or choose another path"
-    )
-}
-
-/// Takes the lock that proves that no one else writes this database. The file stays when the
-/// lock goes: to remove it would let two processes each lock a file of that name.
-fn take_lock(database: &Path) -> Result<File> {
-    let mut path = database.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let file = owned_file(&path).map_err(|error| unusable(database, cant_write(&path, &error)))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let database = database.display();
-            let message = format!(
-                "the database {database} is in use by another queen-rbee: stop that one, or \
-                 choose another path for this one"
-            );
-            Err(Error::new(Code::DatabaseInUse, message))
-        }
-        Err(TryLockError::Error(error)) => {
-            let path = path.display();
-            let what = format!(
-                "{path} can't be locked: {error}: put the database on a file system that has locks"
-            );
-            Err(unusable(database, what))
-        }
+    if !path.exists() {
+        owned_file(&path).map_err(|error| unusable(&path, cant_write(&path, &error)))?;
     }
+    fs::canonicalize(&path).map_err(|error| unusable(&path, format!("it can't be found: {error}")))
 }
 
 fn prepare(

@@ -15,10 +15,16 @@ async fn a_second_store_on_the_same_file_is_refused_until_the_first_is_gone() {
     let (folder, store) = new_store(Tuning::default()).await;
     let link = folder.path().join("link.db");
     std::os::unix::fs::symlink(store.path(), &link).unwrap();
-    for path in [store.path().to_owned(), link] {
-        let error = refusal(&path).await;
+    let hard_link = folder.path().join("hard-link.db");
+    fs::hard_link(store.path(), &hard_link).unwrap();
+    for (path, named) in [
+        (store.path(), store.path()),
+        (&link, store.path()),
+        (&hard_link, &hard_link),
+    ] {
+        let error = refusal(path).await;
         assert_eq!(error.code, Code::DatabaseInUse);
-        let names_it = error.message.contains(&store.path().display().to_string());
+        let names_it = error.message.contains(&named.display().to_string());
         assert!(names_it && error.message.contains("stop"), "{error}");
     }
     let path = store.path().to_owned();
