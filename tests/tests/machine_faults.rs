@@ -135,23 +135,29 @@ fn a_backlog_waits_for_room_on_the_disk_and_loses_nothing() {
     }
 }
 
+/// Overwrites the first page of a table or an index in a database that nobody has open.
+fn damage(database: &Path, table: &str) {
+    let db = Connection::open(database).expect("it is a database");
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?";
+    let root: u32 = db
+        .query_row(root, [table], |row| row.get(0))
+        .expect("a table");
+    let size: u32 = db
+        .pragma_query_value(None, "page_size", |row| row.get(0))
+        .expect("a number");
+    drop(db);
+    let file = fs::OpenOptions::new().write(true).open(database);
+    let page = vec![0xa5; usize::try_from(size).expect("it is small")];
+    file.and_then(|file| file.write_all_at(&page, u64::from(root - 1) * u64::from(size)))
+        .expect("the file is ours");
+}
+
 #[test]
 fn a_damaged_database_is_told_and_what_does_not_need_the_damaged_part_is_served() {
     let home = Home::new();
     let database = home.path().join("queen.db");
     home.queen().start().stop(Signal::TERM);
-    let db = Connection::open(&database).expect("it is a database");
-    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'idempotency'";
-    let root: u32 = db.query_row(root, [], |row| row.get(0)).expect("a table");
-    let size: u32 = db
-        .pragma_query_value(None, "page_size", |row| row.get(0))
-        .expect("a number");
-    drop(db);
-    let file = fs::OpenOptions::new().write(true).open(&database);
-    let page = vec![0xa5; usize::try_from(size).expect("it is small")];
-    file.and_then(|file| file.write_all_at(&page, u64::from(root - 1) * u64::from(size)))
-        .expect("the file is ours");
-
+    damage(&database, "idempotency");
     let queen = home.queen().start();
     let _stub = stub(&home, &queen);
     let damaged = || queen.look("/health").json()["database"] == "damaged";
@@ -179,6 +185,21 @@ fn a_damaged_database_is_told_and_what_does_not_need_the_damaged_part_is_served(
     let whole = queen.submit(&task(4));
     queen.assert_task_ends(&whole, "complete");
     assert_eq!(queen.look("/v2/workers/list").status, 200);
+}
+
+#[test]
+fn a_queen_does_not_start_where_she_can_not_read_her_hives_or_open_tasks() {
+    for part in ["hives", "jobs_open"] {
+        let home = Home::new();
+        let database = home.path().join("queen.db");
+        home.queen().start().stop(Signal::TERM);
+        damage(&database, part);
+        let (status, printed) = home.queen().start_in_vain();
+        assert!(!status.success(), "{printed}");
+        for told in ["STORE_FAILED", "queen.db", "malformed", "backup"] {
+            assert!(printed.contains(told), "no {told:?} in: {printed}");
+        }
+    }
 }
 
 #[test]
