@@ -246,10 +246,8 @@ mod tests {
             fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
             let error = HiveToken::load_or_create(&path).expect_err(content);
             assert_eq!(error.code, Code::StoreFailed);
-            assert!(
-                !content.contains("ggg") || !error.message.contains("ggg"),
-                "{error}"
-            );
+            // A temporary folder's name may have a part of it.
+            assert!(!error.message.contains(&"g".repeat(64)), "{error}");
             assert_eq!(fs::read_to_string(&path).expect("still there"), content);
         }
         let error = HiveToken::load_or_create(Path::new("/nowhere/token")).expect_err("no folder");
