@@ -28,6 +28,7 @@ struct ConfigFile {
     stop_grace_secs: u64,
     download_stall_secs: u64,
     keep_free_mib: u64,
+    head_timeout_secs: u64,
     aliases: BTreeMap<String, String>,
     engines: BTreeMap<String, EngineConfig>,
 }
@@ -43,6 +44,7 @@ impl Default for ConfigFile {
             stop_grace_secs: 10,
             download_stall_secs: 120,
             keep_free_mib: 1024,
+            head_timeout_secs: 30,
             aliases: BTreeMap::new(),
             engines: BTreeMap::new(),
         }
@@ -83,6 +85,8 @@ pub(crate) struct Settings {
     pub(crate) download_stall: Duration,
     /// What a download leaves of the disk.
     pub(crate) keep_free_bytes: u64,
+    /// What a connection may take from its beginning, or an answer's end, to the next whole head.
+    pub(crate) head_timeout: Duration,
     pub(crate) callback_url: Option<String>,
     pub(crate) worker_host: WorkerHost,
 }
@@ -135,6 +139,7 @@ impl Settings {
             },
             stop_grace: Duration::from_secs(file.stop_grace_secs),
             download_stall: Duration::from_secs(file.download_stall_secs.max(1)),
+            head_timeout: Duration::from_secs(file.head_timeout_secs.max(1)),
             keep_free_bytes: file.keep_free_mib.saturating_mul(1 << 20),
             callback_url: variable("QUEEN_CALLBACK_URL")
                 .map(|url| url.trim_end_matches('/').to_owned()),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
@@ -14,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::callback::Callbacks;
 use crate::config::Settings;
+use crate::door;
 use crate::error::ApiError;
 use crate::http;
 use crate::logs::LogBook;
@@ -126,14 +126,11 @@ pub(crate) async fn run(settings: Settings, book: LogBook) -> Result<()> {
     worker::adopt_own(&hive).await;
     hive.tasks.spawn(worker::end_abandoned(hive.clone()));
 
-    // Without this, small answers wait 40 ms for the other side's delayed acknowledgement.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
     let close = CancellationToken::new();
-    let server = axum::serve(listener, http::router(hive.clone()))
-        .with_graceful_shutdown(close.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let router = http::router(hive.clone());
+    let head_timeout = hive.settings.head_timeout;
+    let server = door::serve(listener, router, head_timeout, close.clone());
+    let server = tokio::spawn(server);
     tracing::info!(%address, models = %hive.catalog.folder().display(), "hive listens");
 
     tokio::select! {

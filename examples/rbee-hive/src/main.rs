@@ -8,6 +8,7 @@ mod callback;
 mod cli;
 mod config;
 mod devices;
+mod door;
 mod engine;
 mod error;
 mod hive;
@@ -51,6 +52,7 @@ fn daemon(args: cli::DaemonArgs) -> anyhow::Result<()> {
     let settings = config::Settings::read(args)?;
     let book = logs::LogBook::new();
     logs::init_tracing(settings.log_format, &book);
+    door::raise_open_files();
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(hive::run(settings, book));
     // A blocking call that hangs (a dead network mount) must not keep the process.

@@ -278,3 +278,45 @@ fn assert_refused(output: &Output, why: &str) {
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains(why), "{why}: {message}");
 }
+
+/// Whether the hive closes a connection on which this was sent, and nothing else.
+async fn is_closed_after(port: u16, sent: &[u8]) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    stream.write_all(sent).await.unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    tokio::time::timeout(std::time::Duration::from_secs(20), read)
+        .await
+        .is_ok()
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_or_half_of_it_end() {
+    let home = Home::new();
+    home.configure("head_timeout_secs = 1");
+    let hive = home.start().await;
+    let whole = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let (idle, half, again) = tokio::join!(
+        is_closed_after(hive.port, b""),
+        is_closed_after(hive.port, &whole[..20]),
+        is_closed_after(hive.port, whole),
+    );
+    assert!(idle && half && again, "{idle} {half} {again}");
+    assert!(hive.get("/v1/workers/list").await.is_some());
+}
+
+#[tokio::test]
+async fn an_array_is_no_body_of_a_call() {
+    let hive = Home::new().start().await;
+    let (status, answer) = hive
+        .post("/v1/models/download", &json!(["hf:org/repo"]))
+        .await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(
+        text(&answer["error"], "message").contains("array"),
+        "{answer}"
+    );
+}
