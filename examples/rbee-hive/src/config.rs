@@ -30,6 +30,8 @@ struct ConfigFile {
     keep_free_mib: u64,
     head_timeout_secs: u64,
     aliases: BTreeMap<String, String>,
+    /// Arguments that a queen may add to an engine's command, such as "--cache-ram".
+    allowed_args: Vec<String>,
     engines: BTreeMap<String, EngineConfig>,
 }
 
@@ -46,6 +48,7 @@ impl Default for ConfigFile {
             keep_free_mib: 1024,
             head_timeout_secs: 30,
             aliases: BTreeMap::new(),
+            allowed_args: Vec::new(),
             engines: BTreeMap::new(),
         }
     }
@@ -74,7 +77,10 @@ pub(crate) struct Settings {
     pub(crate) models: PathBuf,
     /// Parent of the folders of all hives of this user; each is named for its port.
     pub(crate) state_root: PathBuf,
+    /// The configuration file, to be read again.
+    config: Option<PathBuf>,
     pub(crate) aliases: BTreeMap<String, String>,
+    pub(crate) allowed_args: Vec<String>,
     pub(crate) engines: Engines,
     pub(crate) slots: u32,
     /// Tokens of context for each slot.
@@ -129,7 +135,9 @@ impl Settings {
                     .state
                     .unwrap_or_else(|| in_home(".local/state/rbee-hive")),
             )?,
+            config: args.config.map(|path| absolute(&path)).transpose()?,
             aliases: file.aliases,
+            allowed_args: file.allowed_args,
             engines: Engines::new(&file.engines)?,
             slots: file.slots,
             context: file.context,
@@ -145,6 +153,14 @@ impl Settings {
                 .map(|url| url.trim_end_matches('/').to_owned()),
             worker_host: WorkerHost::new(variable("RBEE_WORKER_HOST").as_deref()),
         })
+    }
+}
+
+impl Settings {
+    /// The aliases as the configuration file has them now; `None` without a file.
+    pub(crate) fn aliases_again(&self) -> Result<Option<BTreeMap<String, String>>> {
+        let path = self.config.as_deref();
+        path.map(|path| Ok(read_file(path)?.aliases)).transpose()
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +18,7 @@ use crate::http;
 use crate::logs::LogBook;
 use crate::models::{Catalog, Downloads};
 use crate::registry::Registry;
+use crate::signals::{Signals, Wanted};
 use crate::state_dir::StateDir;
 use crate::worker::{self, State};
 
@@ -95,6 +95,22 @@ impl Hive {
         Err(ApiError::internal("no free port for a worker"))
     }
 
+    /// Takes in what can change while the hive runs; a file that can't be read changes nothing.
+    fn reload(&self) {
+        let read = self.settings.aliases_again();
+        let taken = read.and_then(|aliases| match aliases {
+            Some(aliases) => self.catalog.set_aliases(aliases).map(|()| true),
+            None => Ok(false),
+        });
+        match taken {
+            Ok(true) => tracing::info!(
+                "SIGHUP: aliases are read again; the rest of the configuration takes a restart"
+            ),
+            Ok(false) => tracing::info!("SIGHUP: there is no configuration file to read again"),
+            Err(error) => tracing::error!("SIGHUP: nothing is changed: {error:#}"),
+        }
+    }
+
     async fn stop_workers(&self, signals: &mut Signals) {
         let workers = self.registry.close();
         tracing::info!(workers = workers.len(), "shutting down");
@@ -109,7 +125,7 @@ impl Hive {
                 }
                 return;
             }
-            () = signals.next() => tracing::warn!("asked again: killing workers"),
+            () = signals.end() => tracing::warn!("asked again: killing workers"),
         }
         stop_all(Duration::ZERO);
         let _ = timeout(LAST_TASKS, self.tasks.wait()).await;
@@ -133,9 +149,15 @@ pub(crate) async fn run(settings: Settings, book: LogBook) -> Result<()> {
     let server = tokio::spawn(server);
     tracing::info!(%address, models = %hive.catalog.folder().display(), "hive listens");
 
-    tokio::select! {
-        () = signals.next() => {}
-        () = hive.stopping.cancelled() => {}
+    loop {
+        let wanted = tokio::select! {
+            wanted = signals.next() => wanted,
+            () = hive.stopping.cancelled() => Wanted::End,
+        };
+        match wanted {
+            Wanted::End => break,
+            Wanted::Reload => hive.reload(),
+        }
     }
     hive.stopping.cancel();
     hive.stop_workers(&mut signals).await;
@@ -157,27 +179,5 @@ async fn bind(host: &str, port: u16) -> Result<TcpListener> {
              port with --port"
         ),
         Err(error) => Err(error).with_context(|| format!("can't listen on {host}:{port}")),
-    }
-}
-
-/// What asks a daemon to end.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! Values that want to be more than values, and secrets.
 
 use crate::far::{ADD, Far, added, but, hive_pids, node, serves};
+use rbee_orchestrator::domain::HiveId;
+use rbee_orchestrator::hives::HiveToken;
 use serde_json::{Value, json};
 use std::fs;
 
@@ -92,11 +94,15 @@ fn secrets_are_in_no_log_no_argument_and_no_answer() {
     let told = added(&queen, &hive);
     serves(&queen);
     let token = fs::read_to_string(far.home.path().join("queen.db.hive-token"));
-    let token = token.expect("she made one").trim().to_owned();
+    let secret_of_all = token.expect("she made one").trim().to_owned();
+    let token = HiveToken::new(&secret_of_all).expect("a token");
+    let token = token.for_hive(&HiveId::new("gpu-0").expect("an id"));
+    let token = token.expose().to_owned();
     let hives = hive_pids(&far.home);
     let environment = fs::read(format!("/proc/{}/environ", hives[0])).expect("ours");
     let environment = String::from_utf8_lossy(&environment).into_owned();
     assert!(environment.contains(&token), "the hive has it");
+    assert!(!environment.contains(&secret_of_all), "and not that of all");
     assert!(
         !environment.contains("QUEEN_CALLBACK_URL"),
         "nobody can call through a tunnel"

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::gguf::{self, Header};
@@ -58,7 +58,7 @@ type Headers = HashMap<PathBuf, (u64, Option<SystemTime>, Option<Header>)>;
 #[derive(Debug)]
 pub(crate) struct Catalog {
     folder: PathBuf,
-    aliases: BTreeMap<String, String>,
+    aliases: RwLock<Arc<BTreeMap<String, String>>>,
     extensions: HashSet<String>,
     headers: Mutex<Headers>,
 }
@@ -69,17 +69,31 @@ impl Catalog {
         aliases: BTreeMap<String, String>,
         extensions: impl IntoIterator<Item = String>,
     ) -> anyhow::Result<Self> {
+        let catalog = Catalog {
+            folder,
+            aliases: RwLock::default(),
+            extensions: extensions.into_iter().collect(),
+            headers: Mutex::default(),
+        };
+        catalog.set_aliases(aliases)?;
+        Ok(catalog)
+    }
+
+    /// Takes other aliases in place of those that there were.
+    pub(crate) fn set_aliases(&self, aliases: BTreeMap<String, String>) -> anyhow::Result<()> {
         for (alias, target) in &aliases {
             check_name(target).map_err(|error| {
                 anyhow::anyhow!("alias {alias} = {target:?}: {}", error.message)
             })?;
         }
-        Ok(Catalog {
-            folder,
-            aliases,
-            extensions: extensions.into_iter().collect(),
-            headers: Mutex::default(),
-        })
+        let mut current = self.aliases.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(aliases);
+        Ok(())
+    }
+
+    fn aliases(&self) -> Arc<BTreeMap<String, String>> {
+        let aliases = self.aliases.read();
+        aliases.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -290,7 +304,7 @@ impl Catalog {
 
     /// An alias may name a file anywhere: the machine's owner wrote it.
     fn add_files_of_aliases(&self, models: &mut Vec<Model>) {
-        for target in self.aliases.values() {
+        for target in self.aliases().values() {
             let Some(path) = target.strip_prefix("file:").map(Path::new) else {
                 continue;
             };
@@ -305,7 +319,7 @@ impl Catalog {
     /// Configured aliases first, then names that follow from the file's.
     fn name(&self, models: &mut [Model]) {
         let mut taken = HashSet::new();
-        for (alias, target) in &self.aliases {
+        for (alias, target) in self.aliases().iter() {
             let path = target
                 .strip_prefix("file:")
                 .map(|path| self.folder.join(path));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use serde::Deserialize;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -34,6 +35,8 @@ pub(crate) struct SpawnRequest {
 /// Starts an engine and gives its worker, which loads its model in the background.
 pub(crate) async fn spawn(hive: &Hive, request: SpawnRequest) -> Result<Arc<Worker>> {
     let slots = check(&request, hive.settings.slots)?;
+    let args = request.args.as_deref().unwrap_or_default();
+    check_args(args, &hive.settings.allowed_args)?;
     let id = match &request.worker_id {
         Some(id) if !id.is_empty() => id.clone(),
         _ => Uuid::now_v7().to_string(),
@@ -149,6 +152,31 @@ fn check(request: &SpawnRequest, default_slots: u32) -> Result<u32> {
     Ok(slots)
 }
 
+/// An engine's arguments can name files to read and addresses to send them to: only those pass that the hive's
+/// administrator allows, each with the value behind it.
+fn check_args(args: &[String], allowed: &[String]) -> Result<()> {
+    let mut is_value = false;
+    for arg in args {
+        let flag = arg.split('=').next().unwrap_or_default();
+        let is_allowed = allowed.iter().any(|allowed| allowed == flag);
+        // A negative number is a value.
+        let is_flag = arg.starts_with('-') && arg.parse::<f64>().is_err();
+        if !is_allowed && (is_flag || !is_value) {
+            let shown: String = arg.chars().take(80).collect();
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "FORBIDDEN",
+                format!(
+                    "args may not hold {shown:?}: only what allowed_args of the hive's \
+                     configuration names is added to an engine's command"
+                ),
+            ));
+        }
+        is_value = is_allowed && !arg.contains('=');
+    }
+    Ok(())
+}
+
 fn check_id(id: &str) -> Result<()> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let is_good = id.len() <= 256 && !id.starts_with(['.', '-']) && id.chars().all(is_allowed);
@@ -200,6 +228,27 @@ fn ordinal(device: &Device, devices: &[Device]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_allowed_arguments_pass_each_with_its_value() {
+        let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
+        let allowed = words("--cache-ram -b");
+        for good in ["--cache-ram 512", "--cache-ram=512 -b 64", "--cache-ram -1"] {
+            assert!(check_args(&words(good), &allowed).is_ok(), "{good}");
+        }
+        for bad in [
+            "--log-file x",
+            "--log-file=x",
+            "512",
+            "-b 64 65",
+            "-b --log-file",
+            "--cache-ram=1 x",
+        ] {
+            assert!(check_args(&words(bad), &allowed).is_err(), "{bad}");
+        }
+        assert!(check_args(&words("-b 64"), &[]).is_err());
+        assert!(check_args(&[], &[]).is_ok());
+    }
 
     #[test]
     fn ids_that_could_be_paths_or_flags_are_refused() {

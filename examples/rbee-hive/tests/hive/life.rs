@@ -11,6 +11,7 @@ async fn a_worker_is_spawned_reported_ready_listed_and_shut_down() {
         .env("QUEEN_CALLBACK_URL", url)
         .env("RBEE_API_TOKEN", "secret");
     home.model("slow.stub", "slow 0.5");
+    home.configure("stop_grace_secs = 5\nallowed_args = [\"--more\"]");
     let hive = home.start().await;
 
     let body = json!({"worker_id": "w-1", "model_ref": "file:slow.stub", "backend": "cpu",
