@@ -84,7 +84,7 @@ impl Home {
     /// The daemon's command with nothing from this process's own environment that matters.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         // Without the terminal that the tests may have: a hive that has one ends with it.
-        let mut command = Command::new("setsid");
+        let mut command = Command::new("/usr/bin/setsid");
         command.arg(env!("CARGO_BIN_EXE_rbee-hive"));
         for name in [
             "RBEE_API_TOKEN",
