@@ -3,6 +3,7 @@
 //! Engines are a stub (`stub_engine.py`), which proves that engines are a matter of
 //! configuration, and once the real llama-server.
 
+mod door;
 mod downloads;
 mod hub;
 mod life;
