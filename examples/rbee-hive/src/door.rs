@@ -31,6 +31,13 @@ const MOST_OF_ONE: usize = 128;
 /// How long nothing is accepted when the system has nothing left for another connection.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Answers to calls that may not have been let in: the last one is given without a look at the token.
+const TURNED_AWAY: [StatusCode; 3] = [
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::METHOD_NOT_ALLOWED,
+];
+
 /// How often that is said.
 const SAID_EVERY: Duration = Duration::from_secs(10);
 
@@ -102,10 +109,7 @@ fn greet(
             let answer = router.call(request.map(Body::new)).await;
             if let Ok(answer) = &answer
                 && !says_health
-                && !matches!(
-                    answer.status(),
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-                )
+                && !TURNED_AWAY.contains(&answer.status())
             {
                 known.store(true, Relaxed);
             }
