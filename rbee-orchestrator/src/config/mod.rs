@@ -113,6 +113,12 @@ impl Config {
                 )));
             }
         }
+        let share = self.queue.batch_share;
+        if !(0.0..=1.0).contains(&share) {
+            return Err(Error::invalid(format!(
+                "queue.batch_share is {share}, and must be from 0 to 1"
+            )));
+        }
         for name in &self.hives.pinned_models {
             let told =
                 |error: Error| Error::invalid(format!("hives.pinned_models: {}", error.message));
@@ -228,6 +234,7 @@ mod tests {
         for (json, key) in [
             (r#"{"aliases": {"a": "file:../x"}}"#, "aliases.a"),
             (r#"{"hives": {"commands": {"c": []}}}"#, "hives.commands.c"),
+            (r#"{"queue": {"batch_share": 1.5}}"#, "queue.batch_share"),
             (
                 r#"{"timeouts": {"keep_alive": "0s"}}"#,
                 "timeouts.keep_alive",
