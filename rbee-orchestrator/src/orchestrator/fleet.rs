@@ -133,6 +133,7 @@ impl Orchestrator {
     }
 
     /// What tells this orchestrator from others.
+    #[cfg(feature = "http")]
     pub(crate) fn instance(&self) -> &str {
         self.driver.pool.instance()
     }

@@ -78,6 +78,7 @@ impl Pool {
         }
     }
 
+    #[cfg(feature = "http")]
     pub(crate) fn instance(&self) -> &str {
         &self.instance
     }
