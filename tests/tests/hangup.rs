@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,8 +16,7 @@ fn started_by(home: &Home, words: &str) -> PathBuf {
     let script = home.path().join("start-queen");
     let queen = programs::queen();
     let text = words.replace("QUEEN", &format!("{} \"$@\"", queen.display()));
-    fs::write(&script, format!("#!/bin/sh\n{text}\n")).expect("the folder is ours");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    programs::script(&script, &format!("#!/bin/sh\n{text}\n"));
     script
 }
 

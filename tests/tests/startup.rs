@@ -9,7 +9,6 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// She refuses with a failing exit status and tells these things, without a panic.
@@ -161,12 +160,9 @@ fn with_hive(home: &Home, script: Option<&str>) -> Queen {
     let bin = home.path().join("bin");
     fs::create_dir(&bin).expect("the folder is ours");
     let queen = bin.join("queen-rbee");
-    fs::copy(programs::queen(), &queen).expect("the queen is a file");
+    programs::copy(&programs::queen(), &queen);
     if let Some(script) = script {
-        let hive: PathBuf = bin.join("rbee-hive");
-        fs::write(&hive, script).expect("the folder is ours");
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(&hive, mode).expect("the file is ours");
+        programs::script(&bin.join("rbee-hive"), script);
     }
     let port = ports::free().expect("the system has a port");
     let launch = home.queen().program(&queen).env("PATH", "/usr/bin:/bin");

@@ -1,7 +1,8 @@
 //! Where the programs under test are: in the folder and profile of the test that asks.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 /// The stub engine; cargo builds it with the tests, as it is of their package.
@@ -22,6 +23,37 @@ pub fn queen() -> PathBuf {
 #[must_use]
 pub fn hive() -> PathBuf {
     queen().with_file_name("rbee-hive")
+}
+
+/// Copies a program to another place, by a process of its own.
+///
+/// Whoever writes a program and then starts it must not write it himself: another test's thread
+/// that starts a process in that moment hands it the open file, and until that process runs its own
+/// program the system refuses to start ours (`ETXTBSY`).
+///
+/// # Panics
+/// When it can't be copied.
+pub fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("--").arg(from).arg(to).status();
+    assert!(status.expect("cp runs").success(), "{}", to.display());
+}
+
+/// Writes a script that can be started, by a process of its own, as [`copy`] does.
+///
+/// # Panics
+/// When it can't be written.
+pub fn script(path: &Path, text: &str) {
+    let mut sh = Command::new("sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("sh runs");
+    let mut input = sh.stdin.take().expect("it is piped");
+    input.write_all(text.as_bytes()).expect("it is read");
+    drop(input);
+    let status = sh.wait().expect("it ends");
+    assert!(status.success(), "{}", path.display());
 }
 
 /// The folder of the profile: a test is `target/PROFILE/deps/TEST`, a program one floor higher.

@@ -283,12 +283,11 @@ impl<'n> Machine<'n> {
         let at = |suffix: &str| self.home.path().join(format!("{program}.{suffix}"));
         let real = self.sh(&format!("readlink -f \"$(command -v {program})\""));
         let real = real.trim();
-        fs::copy(real, at("real")).expect("the folder is ours");
+        programs::copy(Path::new(real), &at("real"));
         let kept = at("real").display().to_string();
-        let text = format!("#!/bin/sh\nREAL={kept}\n{script}\n");
-        fs::write(at("other"), text).expect("the folder is ours");
+        programs::script(&at("other"), &format!("#!/bin/sh\nREAL={kept}\n{script}\n"));
         let other = at("other").display().to_string();
-        self.sh(&format!("chmod +x {other}; mount --bind {other} {real}"));
+        self.sh(&format!("mount --bind {other} {real}"));
     }
 
     /// Starts sshd, and waits until it listens.

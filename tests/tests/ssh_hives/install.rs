@@ -2,6 +2,7 @@
 
 use crate::far::{Far, added, but, item, serves, task};
 use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
+use rbee_tests::harness::programs;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,8 +36,7 @@ fn a_program_of_an_old_version_is_replaced() {
     let folder = far.sshd.home().join("it's mine");
     fs::create_dir(&folder).expect("it is ours");
     let program = folder.join("rbee-hive");
-    fs::write(&program, "#!/bin/sh\necho rbee-hive 0.0.1\n").expect("it is ours");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    programs::script(&program, "#!/bin/sh\necho rbee-hive 0.0.1\n");
     let queen = far.queen().start();
     let old = but(far.hive("gpu-0"), &json!({"install_path": folder}));
     let told = added(&queen, &old);
