@@ -6,7 +6,7 @@ use rbee_tests::chaos::{self, Args};
 #[test]
 fn what_was_acknowledged_survives_a_kill_at_every_step() {
     let args = Args {
-        kills: 12,
+        kills: 17,
         seed: None,
         minutes: 2.0,
         clients: 2,
@@ -18,4 +18,5 @@ fn what_was_acknowledged_survives_a_kill_at_every_step() {
         untouched.is_empty(),
         "never died at {untouched:?}: {report}"
     );
+    assert_eq!(report.aways, 1, "{report}");
 }

@@ -94,6 +94,25 @@ fn a_fault_comes_as_often_as_asked_for() {
 }
 
 #[test]
+fn one_that_is_away_answers_nobody_and_comes_back_as_it_was() {
+    let home = Home::new();
+    let stub = home.stub(&["--itl-ms", "500"]);
+    let client = Client::new(stub.url());
+    let mut stream = client
+        .stream("/v1/chat/completions", &chat(true))
+        .expect("an answer");
+    assert!(matches!(stream.read(), Ok(Some(_))), "its first token");
+    stub.leave().expect("it leaves");
+    let rest = std::iter::from_fn(|| stream.read().transpose());
+    assert!(rest.last().is_some_and(|end| end.is_err()), "it broke off");
+    assert!(client.get("/health").is_err());
+    stub.come_back().expect("it comes back");
+    assert_eq!(client.get("/health").expect("an answer").status, 200);
+    assert_eq!(stub.count("requests"), 1);
+    assert_eq!(stub.count("disconnects"), 1);
+}
+
+#[test]
 fn a_client_that_goes_away_is_counted_at_once() {
     let home = Home::new();
     let stub = home.stub(&["--itl-ms", "20000"]);

@@ -65,6 +65,7 @@ impl<'s> Visitor<'s> {
             acks: Vec::new(),
             cancels: Vec::new(),
             tried_to_cancel: false,
+            over_ns: None,
         }
     }
 
@@ -234,6 +235,7 @@ impl<'s> Visitor<'s> {
                     let job_id = job_id.and_then(|id| id.to_str().ok()).unwrap_or_default();
                     let (job_id, at_ns) = (job_id.to_owned(), monotonic_ns());
                     let connection = read(stream, None, leaves_after);
+                    wish.over_ns = Some(monotonic_ns());
                     self.readings.push(Reading {
                         job_id: job_id.clone(),
                         name: wish.name.clone(),

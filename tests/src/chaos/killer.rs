@@ -8,6 +8,7 @@ use crate::random::Random;
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -47,21 +48,56 @@ pub(super) enum Death {
     After(Duration),
 }
 
+/// A life, and where her only worker is meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life {
+    death: Death,
+    worker: Worker,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worker {
+    There,
+    /// Goes away half-way through it
+    Leaves,
+    Away,
+    /// Comes back half-way through it
+    Returns,
+}
+
+/// Five lives between whose first and last the worker is away: for longer than an attempt is put off.
+fn away(random: &mut Random) -> [Life; 5] {
+    let mut any_time = || Death::After(Duration::from_millis(random.between(1, ANY_TIME_MS)));
+    [
+        (any_time(), Worker::Leaves),
+        (Death::At("recovering", 1), Worker::Away),
+        (any_time(), Worker::Away),
+        (Death::At("recovery-uncommitted", 1), Worker::Away),
+        (any_time(), Worker::Returns),
+    ]
+    .map(|(death, worker)| Life { death, worker })
+}
+
 /// How many of so many deaths are in the middle of a purge.
 pub(super) fn purges(kills: usize) -> usize {
     1 + kills / 20
 }
 
-/// `kills` deaths: first those that an old database brings, then each step in turns with deaths at
-/// any time, in an order that the seed decides.
-pub(super) fn plan(kills: usize, random: &mut Random) -> Vec<Death> {
+/// `kills` lives: first those that an old database brings, then each step in turns with deaths at
+/// any time, in an order that the seed decides, and after each turn some without the worker.
+pub(super) fn plan(kills: usize, random: &mut Random) -> Vec<Life> {
+    let there = |death| Life {
+        death,
+        worker: Worker::There,
+    };
     // The second life takes jobs in: a clock that is years ahead of the newest one purges nothing.
     let mut deaths = vec![
         Death::At(MIGRATING, 1),
         Death::After(Duration::from_millis(ANY_TIME_MS)),
     ];
     deaths.resize(2 + purges(kills), Death::At(PURGING, 1));
-    while deaths.len() < kills {
+    let mut lives: Vec<Life> = deaths.into_iter().map(there).collect();
+    while lives.len() < kills {
         let steps = UNDER_LOAD.iter();
         let mut turn: Vec<Death> = steps
             .map(|(step, most)| Death::At(step, random.between(1, *most)))
@@ -71,10 +107,11 @@ pub(super) fn plan(kills: usize, random: &mut Random) -> Vec<Death> {
             turn.push(Death::After(Duration::from_millis(ms)));
         }
         random.shuffle(&mut turn);
-        deaths.extend(turn);
+        lives.extend(turn.into_iter().map(there));
+        lives.extend(away(random));
     }
-    deaths.truncate(kills);
-    deaths
+    lives.truncate(kills);
+    lives
 }
 
 /// What the killer did.
@@ -86,6 +123,8 @@ pub(super) struct Kills {
     pub(super) missed: BTreeMap<&'static str, usize>,
     /// When each of her processes was started, on the clock of [`crate::clock`]
     pub(super) started_ns: Vec<u64>,
+    /// When the worker was away, up to the end of the life in which it came back
+    pub(super) away_ns: Vec<Range<u64>>,
 }
 
 pub(super) const ANY_TIME: &str = "any time";
@@ -108,18 +147,21 @@ impl Kills {
     /// When she ends otherwise than by the kill, or does not come up again.
     pub(super) fn carry_out<'h>(
         &mut self,
-        deaths: &[Death],
+        lives: &[Life],
         launch: impl Fn() -> Launch<'h>,
         weather: &Weather<'_>,
         deadline: Instant,
     ) -> Result<Queen> {
-        for (number, death) in deaths.iter().enumerate() {
+        for (number, life) in lives.iter().enumerate() {
             if Instant::now() > deadline {
                 break;
             }
-            eprintln!("chaos: life {} of {}: {death:?}", number + 1, deaths.len());
-            self.one_life(*death, launch(), weather)?;
+            let (number, of, death, worker) = (number + 1, lives.len(), life.death, life.worker);
+            eprintln!("chaos: life {number} of {of}: {death:?}, worker {worker:?}");
+            self.one_life(*life, launch(), weather)?;
         }
+        weather.stub().come_back()?;
+        self.away_is_over();
         self.started_ns.push(monotonic_ns());
         match launch().try_start() {
             Ok(queen) => Ok(queen),
@@ -127,11 +169,20 @@ impl Kills {
         }
     }
 
-    fn one_life(&mut self, death: Death, launch: Launch<'_>, weather: &Weather<'_>) -> Result<()> {
+    fn away_is_over(&mut self) {
+        if let Some(away) = self.away_ns.last_mut() {
+            away.end = away.end.min(monotonic_ns());
+        }
+    }
+
+    fn one_life(&mut self, life: Life, launch: Launch<'_>, weather: &Weather<'_>) -> Result<()> {
         self.started_ns.push(monotonic_ns());
-        match death {
+        let there = life.worker == Worker::There;
+        if there || life.worker == Worker::Leaves {
+            weather.calm()?;
+        }
+        match life.death {
             Death::At(step, passing) => {
-                weather.calm()?;
                 let launch = launch.env(HOOK, &format!("{step}:{passing}"));
                 let struck = match launch.try_start() {
                     Ok(mut queen) => match queen.ended(PATIENCE) {
@@ -158,17 +209,37 @@ impl Kills {
             }
             Death::After(time) => match launch.try_start() {
                 Ok(mut queen) => {
-                    let _passing = weather.turn(self.started_ns.len())?;
-                    if let Some(status) = queen.ended(time) {
-                        bail!("the queen ended by herself ({status}):\n{}", queen.log());
+                    let _passing = match there {
+                        true => weather.turn(self.started_ns.len())?,
+                        false => None,
+                    };
+                    lives_for(&mut queen, time / 2)?;
+                    match life.worker {
+                        Worker::Leaves => {
+                            self.away_ns.push(monotonic_ns()..u64::MAX);
+                            weather.stub().leave()?;
+                        }
+                        Worker::Returns => weather.stub().come_back()?,
+                        Worker::There | Worker::Away => {}
                     }
+                    lives_for(&mut queen, time / 2)?;
                     queen.kill();
+                    if life.worker == Worker::Returns {
+                        self.away_is_over();
+                    }
                     *self.struck.entry(ANY_TIME).or_default() += 1;
                 }
                 Err(fallen) => bail!("the queen did not come up again:\n{}", fallen.log),
             },
         }
         Ok(())
+    }
+}
+
+fn lives_for(queen: &mut Queen, time: Duration) -> Result<()> {
+    match queen.ended(time) {
+        Some(status) => bail!("the queen ended by herself ({status}):\n{}", queen.log()),
+        None => Ok(()),
     }
 }
 
@@ -185,14 +256,18 @@ mod tests {
     #[test]
     fn a_short_plan_has_every_step_and_a_seed_decides_it() {
         for seed in 0..20 {
-            let deaths = plan(12, &mut Random::new(seed));
-            assert_eq!(deaths, plan(12, &mut Random::new(seed)));
-            assert_eq!(deaths[0], Death::At(MIGRATING, 1));
-            assert_eq!(deaths[2], Death::At(PURGING, 1));
+            let lives = plan(17, &mut Random::new(seed));
+            assert_eq!(lives, plan(17, &mut Random::new(seed)));
+            assert_eq!(lives[0].death, Death::At(MIGRATING, 1));
+            assert_eq!(lives[2].death, Death::At(PURGING, 1));
             for (step, _) in UNDER_LOAD {
-                let has = |death: &&Death| matches!(death, Death::At(name, _) if *name == step);
-                assert_eq!(deaths.iter().filter(has).count(), 1, "{step}, seed {seed}");
+                let has = |life: &&Life| matches!(life.death, Death::At(name, _) if name == step);
+                let with_worker = lives[..12].iter().filter(has);
+                assert_eq!(with_worker.count(), 1, "{step}, seed {seed}");
             }
+            let without: Vec<Worker> = lives[12..].iter().map(|life| life.worker).collect();
+            use Worker::{Away, Leaves, Returns};
+            assert_eq!(without, [Leaves, Away, Away, Away, Returns]);
         }
         assert_eq!(plan(200, &mut Random::new(1)).len(), 200);
     }

@@ -4,6 +4,7 @@
 use crate::harness::Event;
 use serde::Deserialize;
 use serde_json::Value;
+use std::ops::Range;
 
 /// How a task was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,19 @@ pub(super) struct Wish {
     pub(super) cancels: Vec<Option<String>>,
     /// Whether a call for cancelling it went out
     pub(super) tried_to_cancel: bool,
+    /// When the answer to its POST was over, if that streamed, on the clock of [`crate::clock`]
+    pub(super) over_ns: Option<u64>,
+}
+
+impl Wish {
+    /// Whether it was open at a time of these, as far as its client knows.
+    pub(super) fn was_open_in(&self, times: &[Range<u64>]) -> bool {
+        let from = self.acks.first().map_or(0, |ack| ack.at_ns);
+        let until = self.over_ns.unwrap_or(u64::MAX);
+        times
+            .iter()
+            .any(|time| time.start <= until && from <= time.end)
+    }
 }
 
 /// A 202.
@@ -224,4 +238,6 @@ pub(super) struct Evidence {
     /// Every task of the clients' tenants, as it is in the end
     pub(super) tasks: Vec<Task>,
     pub(super) usage: Vec<UsageRow>,
+    /// When the only worker was away
+    pub(super) away_ns: Vec<Range<u64>>,
 }

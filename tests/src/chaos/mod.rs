@@ -1,6 +1,7 @@
 //! `make chaos`: a queen under load from several clients, killed with SIGKILL at each of the steps
 //! that durability hangs on and at any time between, and started again on the same database. In the
-//! lives that end at any time her worker refuses what it is given for a while, and her clock jumps by days.
+//! lives that end at any time her worker refuses what it is given for a while, and her clock jumps by days;
+//! and every so often her only worker is away, over several of her lives.
 //! Tasks come as prompts and as messages that are nested as deep as can be.
 //!
 //! What is promised is judged by what the clients wrote down and what the HTTP API says in the
@@ -60,18 +61,17 @@ const OLD_JOBS: usize = 1000;
 /// How long the last tasks may take to end when nobody kills any more.
 const SETTLING: Duration = Duration::from_secs(60);
 
-/// Every line of the queen's configuration: attempts that crashes cut off are tried again as often
-/// as it takes, and what is old is purged soon.
+/// Every line of the queen's configuration: what is tried again is so soon, what is old is purged soon.
 fn configured<'h>(home: &'h Home, stub: &StubEngine, port: u16) -> Launch<'h> {
     let mut launch = home.queen().port(port).worker(stub, MODEL, SLOTS);
     for line in [
         "hives.local = false",
-        "retry.attempts_async = 10000",
         "retry.backoff_first = \"10ms\"",
         "retry.backoff_max = \"100ms\"",
         "retry.budget_ratio = 1.0",
         "retention.interval = \"1s\"",
         "queue.batch_quiet = \"0s\"",
+        "hives.check_interval = \"100ms\"",
         "tenants.red.weight = 1",
         "tenants.blue.weight = 2",
     ] {
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<Report> {
     let seed = args.seed.unwrap_or_else(now_us);
     eprintln!("chaos: seed {seed}");
     let mut random = Random::new(seed);
-    let deaths = killer::plan(args.kills, &mut random);
+    let lives = killer::plan(args.kills, &mut random);
     let home = Home::new();
     let old_jobs = OLD_JOBS * (1 + killer::purges(args.kills));
     first_database::write(&home.path().join("queen.db"), old_jobs)?;
@@ -115,7 +115,7 @@ pub fn run(args: &Args) -> Result<Report> {
                 })
             })
             .collect();
-        let queen = kills.carry_out(&deaths, launch, &weather, deadline);
+        let queen = kills.carry_out(&lives, launch, &weather, deadline);
         stage.close(if queen.is_ok() {
             SETTLING
         } else {
@@ -132,6 +132,7 @@ pub fn run(args: &Args) -> Result<Report> {
     settle(&client);
     evidence.tasks = tasks(&client)?;
     evidence.usage = usage(&client)?;
+    evidence.away_ns.clone_from(&kills.away_ns);
     let violations = check::check(&evidence);
     let (arrivals, _) = stub.journal(0)?;
     let report = Report::new(seed, &kills, &evidence, &arrivals);

@@ -16,8 +16,10 @@ pub struct Report {
     pub kills: usize,
     /// The steps that she never died at
     pub untouched: Vec<&'static str>,
+    /// How often her only worker was away
+    pub aways: usize,
     /// From the start of a process to the first dispatch of a task that an earlier one had
-    /// acknowledged, shortest first
+    /// acknowledged, where the worker was there; shortest first
     pub recoveries: Vec<Duration>,
     struck: String,
     missed: String,
@@ -34,6 +36,7 @@ impl Report {
             seed,
             kills: kills.count(),
             untouched: kills.untouched(),
+            aways: kills.away_ns.len(),
             recoveries: recoveries(&kills.started_ns, evidence, arrivals),
             struck: list(&kills.struck),
             missed: list(&kills.missed),
@@ -61,6 +64,7 @@ impl fmt::Display for Report {
                 self.missed
             )?;
         }
+        writeln!(f, "the worker was away {} times", self.aways)?;
         writeln!(f, "{}", self.tasks)?;
         let ms = |share| match self.recovery(share) {
             Some(time) => format!("{:.0} ms", time.as_secs_f64() * 1e3),
@@ -117,6 +121,9 @@ fn recoveries(started_ns: &[u64], evidence: &Evidence, arrivals: &[Noted]) -> Ve
     let mut times = Vec::new();
     for (number, &start) in started_ns.iter().enumerate() {
         let end = started_ns.get(number + 1).copied().unwrap_or(u64::MAX);
+        if evidence.away_ns.iter().any(|away| away.contains(&start)) {
+            continue;
+        }
         let first = arrivals.iter().find(|noted| {
             let known = acknowledged.get(noted.correlation_id.as_str());
             noted.what == "arrived"
@@ -148,9 +155,11 @@ mod tests {
             }],
             cancels: Vec::new(),
             tried_to_cancel: false,
+            over_ns: None,
         };
         let evidence = Evidence {
             wishes: vec![wish("old", 50), wish("new", 120)],
+            away_ns: vec![180..250, 300..310],
             ..Evidence::default()
         };
         let noted = |at_ns, what: &str, name: &str| Noted {
@@ -164,6 +173,7 @@ mod tests {
             noted(130, "arrived", "new"),
             noted(140, "arrived", "old"),
             noted(150, "arrived", "old"),
+            noted(260, "arrived", "old"),
         ];
         let found = recoveries(&[10, 100, 200], &evidence, &arrivals);
         assert_eq!(found, [Duration::from_nanos(40)]);

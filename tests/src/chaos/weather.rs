@@ -33,6 +33,11 @@ impl<'s> Weather<'s> {
         })
     }
 
+    /// The only worker, which can go away altogether.
+    pub(super) fn stub(&self) -> &StubEngine {
+        self.stub
+    }
+
     /// A queen whose clock can be set.
     pub(super) fn over<'h>(&self, queen: Launch<'h>) -> Launch<'h> {
         match &self.clock {

@@ -4,8 +4,10 @@ use super::client::Client;
 use super::daemon::Daemon;
 use super::wait::until;
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::Value;
+use std::net::TcpStream;
 use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
@@ -84,6 +86,31 @@ impl StubEngine {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Has it go away, as if its machine went down; returns when it has.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn leave(&self) -> Result<()> {
+        self.daemon.signal(Signal::USR1);
+        self.becomes(false).context("the stub did not leave")
+    }
+
+    /// Has it come back from where [`StubEngine::leave`] sent it; returns when it has.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn come_back(&self) -> Result<()> {
+        self.daemon.signal(Signal::USR2);
+        self.becomes(true).context("the stub did not come back")
+    }
+
+    fn becomes(&self, there: bool) -> Option<()> {
+        let connects = || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+        until(Duration::from_secs(10), || {
+            (connects() == there).then_some(())
+        })
     }
 
     /// Its process.

@@ -13,6 +13,9 @@
 //! POST /control?tokens=&ttft_ms=&itl_ms=&flush_each=&fault=&fault_times=&health=
 //! POST /reset                                 zero the counters
 //! ```
+//!
+//! On SIGUSR1 it is away, as an engine is whose machine went down: its connections break and nobody
+//! listens. On SIGUSR2 it is back, and remembers all.
 
 pub mod behaviour;
 mod body;
@@ -21,6 +24,7 @@ mod form;
 mod generate;
 mod journal;
 
+use crate::harness::ports;
 use behaviour::{Behaviour, Protocol};
 use body::{Stream, Whole};
 use bytes::Bytes;
@@ -33,7 +37,9 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::net::Shutdown;
 use serde_json::{Value, json};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +47,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// What the command line may hold. It wins over the behaviour file.
 #[derive(Parser, Debug)]
@@ -211,13 +219,72 @@ async fn connection(tcp: TcpStream, engine: Arc<Engine>) {
     let _ = served.serve_connection(TokioIo::new(tcp), service).await;
 }
 
-async fn accept(listener: TcpListener, engine: Arc<Engine>) {
+/// Listens on a port of its own, if it is not told on which: one that the system chooses for a listener
+/// is the system's again when that does not listen.
+async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
     loop {
-        match listener.accept().await {
-            Ok((tcp, _)) => drop(tokio::spawn(connection(tcp, engine.clone()))),
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        let own = match port {
+            0 => ports::free()?,
+            port => port,
+        };
+        match TcpListener::bind((host, own)).await {
+            Err(error) if port == 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
         }
     }
+}
+
+/// Connections that may be asked for while none is taken.
+const BACKLOG: i32 = 1024;
+
+async fn accept(
+    mut listener: TcpListener,
+    engine: Arc<Engine>,
+    mut away: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, _)) => drop(connections.spawn(connection(tcp, engine.clone()))),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            Some(_) = connections.join_next() => {}
+            left = becomes(&mut away, true) => {
+                left?;
+                let socket = listener.into_std()?;
+                // The port stays ours: nobody else can take it meanwhile.
+                rustix::net::shutdown(&socket, Shutdown::Read)?;
+                connections.shutdown().await;
+                becomes(&mut away, false).await?;
+                rustix::net::listen(&socket, BACKLOG)?;
+                listener = TcpListener::from_std(socket)?;
+            }
+        }
+    }
+}
+
+async fn becomes(away: &mut watch::Receiver<bool>, wanted: bool) -> io::Result<()> {
+    let came = away.wait_for(|away| *away == wanted).await;
+    came.map(drop).map_err(io::Error::other)
+}
+
+/// Whether it is away: not at first.
+fn told_by_signals() -> io::Result<watch::Receiver<bool>> {
+    let mut leave = signal(SignalKind::user_defined1())?;
+    let mut come_back = signal(SignalKind::user_defined2())?;
+    let (tell, away) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            let is_away = tokio::select! {
+                Some(()) = leave.recv() => true,
+                Some(()) = come_back.recv() => false,
+                else => break,
+            };
+            tell.send_replace(is_away);
+        }
+    });
+    Ok(away)
 }
 
 fn read_behaviour(args: &Args) -> anyhow::Result<Behaviour> {
@@ -241,20 +308,23 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let mut term = signal(SignalKind::terminate())?;
         tokio::spawn(async move { while term.recv().await.is_some() {} });
     }
-    let mut accepting = tokio::task::JoinSet::new();
+    let away = told_by_signals()?;
+    let mut accepting = JoinSet::new();
     for port in &args.port {
-        let listener = TcpListener::bind((args.host.as_str(), *port)).await;
+        let listener = listen(&args.host, *port).await;
         let listener = listener.with_context(|| format!("port {port}"))?;
         let bound: SocketAddr = listener.local_addr()?;
         let engine = Arc::new(Engine::new(bound.port(), &args, &behaviour));
         eprintln!("stub-engine: listening on {bound}");
-        accepting.spawn(accept(listener, engine));
+        accepting.spawn(accept(listener, engine, away.clone()));
     }
     if let Some(code) = behaviour.exit_while_loading {
         tokio::time::sleep(Duration::from_millis(behaviour.load_ms)).await;
         eprintln!("stub-engine: exiting with {code} while loading, as asked");
         std::process::exit(code);
     }
-    accepting.join_next().await;
-    Ok(())
+    match accepting.join_next().await {
+        Some(ended) => Ok(ended??),
+        None => Ok(()),
+    }
 }

@@ -4,6 +4,7 @@ use super::super::log::{Class, Evidence, Task, Wish};
 use super::{Findings, Rule};
 use crate::words;
 use std::collections::HashMap;
+use std::ops::Range;
 
 pub(super) fn check(evidence: &Evidence, findings: &mut Findings) {
     let mut by_id: HashMap<&str, &Task> = HashMap::new();
@@ -46,7 +47,7 @@ pub(super) fn check(evidence: &Evidence, findings: &mut Findings) {
             );
         }
         for task in tasks {
-            ending(wish, task, findings);
+            ending(wish, task, &evidence.away_ns, findings);
         }
     }
     for (name, tasks) in &by_name {
@@ -78,7 +79,7 @@ fn one_task(wish: &Wish, tasks: &[&Task], findings: &mut Findings) {
     }
 }
 
-fn ending(wish: &Wish, task: &Task, findings: &mut Findings) {
+fn ending(wish: &Wish, task: &Task, away_ns: &[Range<u64>], findings: &mut Findings) {
     let id = &task.job_id;
     match task.state.as_str() {
         "complete" => complete(wish, task, findings),
@@ -90,9 +91,15 @@ fn ending(wish: &Wish, task: &Task, findings: &mut Findings) {
             });
         }
         "failed" => {
-            // Only a crash ends tasks here, and only those that belong to a connection.
-            let by_crash = wish.class == Class::Stream && task.code() == "INTERRUPTED";
-            findings.hold(Rule::RightEnding, by_crash, || {
+            // Only a crash or a worker that is away ends tasks here, and only those that belong to
+            // a connection.
+            let is_right = match task.code() {
+                "INTERRUPTED" => true,
+                "WORKER_FAILED" | "NO_CAPACITY" => wish.was_open_in(away_ns),
+                _ => false,
+            };
+            let is_right = is_right && wish.class == Class::Stream;
+            findings.hold(Rule::RightEnding, is_right, || {
                 format!("{id} ({:?}) failed with {}", wish.class, task.code())
             });
         }

@@ -24,6 +24,7 @@ fn wish(class: Class) -> Wish {
         }],
         cancels: Vec::new(),
         tried_to_cancel: false,
+        over_ns: None,
     }
 }
 
@@ -116,6 +117,7 @@ fn clean() -> Evidence {
         complaints: Vec::new(),
         tasks: vec![task()],
         usage: vec![usage()],
+        away_ns: Vec::new(),
     }
 }
 
@@ -265,6 +267,30 @@ fn an_ending_that_nobody_asked_for() {
     is_kept(|e| {
         e.wishes[0].class = Class::Stream;
         without_result(e, "failed", "INTERRUPTED");
+    });
+}
+
+#[test]
+fn a_worker_that_is_away_ends_only_what_belongs_to_a_connection() {
+    let fails_while_away = |e: &mut Evidence, class| {
+        e.wishes[0].class = class;
+        e.wishes[0].over_ns = Some(5);
+        without_result(e, "failed", "WORKER_FAILED");
+        let events = last_events(e);
+        events.pop();
+        events.push(failed("WORKER_FAILED"));
+    };
+    is_kept(|e| {
+        fails_while_away(e, Class::Stream);
+        e.away_ns.push(5..9);
+    });
+    breaks(Rule::RightEnding, |e| {
+        fails_while_away(e, Class::Stream);
+        e.away_ns.push(6..9);
+    });
+    breaks(Rule::RightEnding, |e| {
+        fails_while_away(e, Class::Async);
+        e.away_ns.push(0..9);
     });
 }
 
