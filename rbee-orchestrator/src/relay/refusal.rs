@@ -136,6 +136,8 @@ pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
     };
     let fault = match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Fault::Load,
+        // The worker's key is the queen's to show, not the caller's.
+        StatusCode::UNAUTHORIZED => Fault::Unclear,
         status if status.is_client_error() => Fault::Caller,
         // Another try would only go around once more.
         StatusCode::NOT_IMPLEMENTED | StatusCode::LOOP_DETECTED => Fault::Caller,
@@ -261,6 +263,14 @@ mod tests {
         let event = serde_json::json!({"message": "ä".repeat(10_000)});
         assert!(read_event(&event).error.message.ends_with(CUT));
         assert_eq!(cut("short".to_owned()), "short");
+    }
+
+    #[test]
+    fn a_key_that_a_worker_refuses_is_no_mistake_of_the_caller() {
+        let body = br#"{"error":{"message":"Invalid API Key","type":"authentication_error"}}"#;
+        let refusal = read(StatusCode::UNAUTHORIZED, body);
+        assert_eq!(refusal.fault, Fault::Unclear);
+        assert_eq!(refusal.error.code, Code::WorkerFailed);
     }
 
     #[test]
