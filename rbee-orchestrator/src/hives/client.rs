@@ -318,6 +318,8 @@ impl HiveClient {
         let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
         body.as_ref().and_then(read).ok_or_else(|| {
             let begin = String::from_utf8_lossy(&answer.body[..answer.body.len().min(200)]);
+            // An engine's key is not shown.
+            let begin = begin.split("api_key").next().unwrap_or_default();
             self.error(
                 Code::UpstreamInvalid,
                 &format!("answered {path} with what can't be read: {begin:?}"),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// Leaves out what makes no sense, and says so to who debugs a hive.
+/// Leaves out what makes no sense, and says so to who debugs a hive. An engine's key is not shown.
 pub(super) fn logged<T>(
     what: &str,
     value: &Value,
@@ -10,9 +10,18 @@ pub(super) fn logged<T>(
 ) -> Option<T> {
     let found = read(value);
     if found.is_none() {
+        let value = without_key(value);
         tracing::debug!(what, %value, "a hive reported something that is left out");
     }
     found
+}
+
+fn without_key(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(key) = value.get_mut("api_key") {
+        *key = "…".into();
+    }
+    value
 }
 
 pub(super) fn list<'a>(of: &'a Value, name: &str) -> &'a [Value] {
@@ -44,4 +53,17 @@ pub(super) fn number(of: &Value, names: &[&str]) -> Option<u64> {
 
 pub(super) fn small(of: &Value, names: &[&str]) -> Option<u32> {
     number(of, names).and_then(|n| u32::try_from(n).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_engines_key_is_left_out_of_what_is_logged() {
+        let shown = without_key(&json!({"id": "w", "api_key": "k3y"}));
+        assert_eq!(shown, json!({"id": "w", "api_key": "…"}));
+        assert_eq!(without_key(&json!([1])), json!([1]));
+    }
 }

@@ -200,8 +200,13 @@ fn read_worker(worker: &Value) -> Option<HiveWorker> {
         protocol: text(worker, &["protocol"]).and_then(|p| read_protocol(&p)),
         served_model: text(worker, &["served_model"]),
         error: text(worker, &["error", "reason"]),
-        api_key: text(worker, &["api_key"]).map(ApiKey),
+        api_key: key(worker),
     })
+}
+
+fn key(of: &Value) -> Option<ApiKey> {
+    let key = text(of, &["api_key"]).filter(|key| !key.is_empty());
+    key.map(ApiKey)
 }
 
 fn read_protocol(text: &str) -> Option<WorkerProtocol> {
@@ -223,7 +228,7 @@ pub(super) fn read_spawn(body: &Value) -> Option<SpawnAnswer> {
         worker_id: WorkerId::new(text(body, &["worker_id", "id"])?).ok()?,
         url: text(body, &["url"]).filter(|url| !url.is_empty()),
         state: state(body),
-        api_key: text(body, &["api_key"]).map(ApiKey),
+        api_key: key(body),
     })
 }
 

@@ -107,7 +107,8 @@ impl Orchestrator {
             .first()
             .and_then(|id| self.driver.hives.get(id))
         {
-            let key = api_key.unwrap_or_else(|| hive.handle.token().expose());
+            let key = api_key.filter(|key| !key.is_empty());
+            let key = key.unwrap_or_else(|| hive.handle.token().expose());
             call.authorization = bearer(key);
         }
         self.driver

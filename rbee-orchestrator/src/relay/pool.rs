@@ -195,14 +195,7 @@ impl Pool {
     ) -> Option<Vec<String>> {
         /// More than any list of one engine's models has.
         const LONGEST: usize = 1 << 20;
-        let mut head =
-            format!("GET /v1/models HTTP/1.1\r\nhost: {}\r\n", Authority(worker)).into_bytes();
-        if let Some(authorization) = &worker.authorization {
-            head.extend_from_slice(b"authorization: ");
-            head.extend_from_slice(authorization.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
-        head.extend_from_slice(b"\r\n");
+        let head = head(worker, "GET /v1/models", "");
         let asked = async {
             let mut connection = self.fresh(worker).await.ok()?;
             let answer = connection.send(&head, b"").await.ok()?;
@@ -233,11 +226,8 @@ impl Pool {
         worker: &WorkerSpec,
         time_out: Duration,
     ) -> Result<StatusCode, Option<NoAnswer>> {
-        let head = format!(
-            "GET /health HTTP/1.1\r\nhost: {}\r\nx-rbee-instance: {}\r\n\r\n",
-            Authority(worker),
-            self.instance
-        );
+        let instance = format!("x-rbee-instance: {}\r\n", self.instance);
+        let head = head(worker, "GET /health", &instance);
         self.ask(worker, &head, time_out).await
     }
 
@@ -245,12 +235,10 @@ impl Pool {
     /// and whether one has stopped is for its health check to tell, so the answer is not read.
     pub(crate) async fn cancel(&self, worker: &Arc<WorkerSpec>, job: JobId, time_out: Duration) {
         let body = format!("{{\"job_id\":\"{job}\"}}");
-        let request = format!(
-            "POST /cancel HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
-            Authority(worker),
-            body.len()
-        );
+        let length = body.len();
+        let fields = format!("content-type: application/json\r\ncontent-length: {length}\r\n");
+        let mut request = head(worker, "POST /cancel", &fields);
+        request.extend_from_slice(body.as_bytes());
         let _ = self.ask(worker, &request, time_out).await;
     }
 
@@ -258,12 +246,12 @@ impl Pool {
     async fn ask(
         &self,
         worker: &WorkerSpec,
-        request: &str,
+        request: &[u8],
         time_out: Duration,
     ) -> Result<StatusCode, Option<NoAnswer>> {
         let answer = async {
             let mut connection = self.fresh(worker).await.map_err(Some)?;
-            match connection.send(request.as_bytes(), b"").await {
+            match connection.send(request, b"").await {
                 Ok(answer) => Ok(answer.status),
                 Err(_) => Err(None),
             }
@@ -307,6 +295,24 @@ impl Pool {
             Err(SendError::Invalid(why)) => Err(invalid(worker, &why)),
             Err(SendError::NoAnswer(why)) => Err(closed(worker, &why)),
         }
+    }
+}
+
+/// The head of a request that the queen makes for herself, with these fields, each a line.
+fn head(worker: &WorkerSpec, what: &str, fields: &str) -> Vec<u8> {
+    let host = Authority(worker);
+    let mut head = format!("{what} HTTP/1.1\r\nhost: {host}\r\n{fields}").into_bytes();
+    authorize(&mut head, worker);
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// Adds what a worker is to be shown to a request's head.
+pub(crate) fn authorize(head: &mut Vec<u8>, worker: &WorkerSpec) {
+    if let Some(authorization) = &worker.authorization {
+        head.extend_from_slice(b"authorization: ");
+        head.extend_from_slice(authorization.as_bytes());
+        head.extend_from_slice(b"\r\n");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::budget::Held;
 use crate::domain::{JobId, JobKind, TaskRequest, UnixMillis, WorkerProtocol, WorkerSpec};
 use crate::error::{Error, Result};
 use crate::relay::openai::RequestBody;
-use crate::relay::pool::Authority;
+use crate::relay::pool::{Authority, authorize};
 use crate::relay::rbee;
 use crate::relay::tokens::Demand;
 use crate::relay::translate::openai_request;
@@ -145,10 +145,6 @@ fn write_head(
     if let Some(deadline) = call.deadline {
         write!(head, "x-request-deadline: {deadline}\r\n")?;
     }
-    if let Some(authorization) = &worker.authorization {
-        head.write_all(b"authorization: ")?;
-        head.write_all(authorization.as_bytes())?;
-        head.write_all(b"\r\n")?;
-    }
+    authorize(head, worker);
     head.write_all(b"\r\n")
 }

@@ -221,6 +221,23 @@ async fn a_refused_spawn_keeps_what_the_hive_said() {
 }
 
 #[tokio::test]
+async fn an_engines_key_is_read_and_never_shown() {
+    let (keyed, _) = server(|_| (200, r#"{"worker_id":"w9","api_key":"k3y"}"#)).await;
+    let answer = keyed.spawn(&a_spawn()).await.expect("spawned");
+    assert_eq!(answer.api_key.as_deref(), Some("k3y"));
+    assert!(!format!("{answer:?}").contains("k3y"));
+
+    let (blank, _) = server(|_| (200, r#"{"worker_id":"w9","api_key":""}"#)).await;
+    let answer = blank.spawn(&a_spawn()).await.expect("spawned");
+    assert!(answer.api_key.is_none(), "none");
+
+    let (odd, _) = server(|_| (200, r#"{"odd":1,"api_key":"k3y"}"#)).await;
+    let error = odd.spawn(&a_spawn()).await.expect_err("it names no worker");
+    assert!(error.message.contains("odd"), "{error}");
+    assert!(!error.message.contains("k3y"), "{error}");
+}
+
+#[tokio::test]
 async fn a_worker_that_the_hive_does_not_know_was_not_stopped() {
     let (client, _) = server(|_| (404, r#"{"error":{"code":"WORKER_NOT_FOUND"}}"#)).await;
     let stopped = client.shutdown_worker("w", None).await;
