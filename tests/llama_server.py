@@ -30,6 +30,7 @@ def arguments():
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0)
     parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--pooling", choices=POOLING)
+    parser.add_argument("--api-key", default=os.environ.get("LLAMA_API_KEY", ""), help="keys, with commas between")
     return parser.parse_args()
 
 
@@ -44,6 +45,7 @@ def parameters(given):
     params.cpuparams.n_threads = given.threads
     params.embedding = given.embeddings
     params.endpoint_slots = True
+    params.api_keys = [key for key in given.api_key.split(",") if key]
     if given.alias:
         params.model_alias = {given.alias}
     if given.pooling:

@@ -5,7 +5,8 @@
 //! predictable: with the system message below and temperature 0.
 
 use rbee_tests::harness::events::assert_task_completed;
-use rbee_tests::harness::{Home, Queen, Shared, assert_error, until};
+use rbee_tests::harness::{Client, Home, Queen, Shared, assert_error, until};
+use rbee_tests::proc;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::env;
@@ -251,6 +252,40 @@ fn a_real_engine_is_gone_when_the_queen_has_stopped() {
     assert!(up.is_some(), "{:#?}", home.processes());
     queen.stop(Signal::TERM);
     home.assert_nothing_runs();
+}
+
+#[test]
+fn a_real_engines_port_is_of_no_use_without_the_key_which_outlives_hive_and_queen() {
+    let home = home();
+    let launch = home.queen();
+    let queen = launch.start();
+    assert_eq!(queen.ask(CHAT, &capital(false)).status, 200);
+    let url = queen.workers()[0]["url"].clone();
+    let direct = Client::new(url.as_str().expect("a URL"));
+    for path in ["/v1/models", "/props", "/slots"] {
+        let refused = direct.get(path).expect("it answers");
+        assert_eq!(refused.status, 401, "{path}: {}", refused.text);
+    }
+    let refused = direct.post(CHAT, &capital(false)).expect("it answers");
+    assert_eq!(refused.status, 401, "{}", refused.text);
+
+    let engine = || {
+        let mut all = home.processes().into_iter();
+        all.find(|process| process.command.contains("smollm2.gguf"))
+    };
+    let before = engine().expect("it runs");
+    let hive = home.processes().into_iter();
+    let hive = hive.filter(|process| process.command.contains("rbee-hive daemon"));
+    let hive: Vec<u32> = hive.map(|process| process.pid).collect();
+    queen.kill();
+    for pid in hive {
+        proc::kill(pid);
+    }
+    let queen = launch.start();
+    let reply = queen.ask(CHAT, &capital(false));
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(engine(), Some(before), "no second engine");
+    assert_eq!(direct.get("/props").expect("it answers").status, 401);
 }
 
 #[test]

@@ -55,6 +55,9 @@ pub(crate) fn ready(hive: &Hive, worker: &Worker) {
     if plan.serves_model_ref {
         body["served_model"] = json!(plan.model_ref);
     }
+    if let Some(key) = &now.api_key {
+        body["api_key"] = json!(key);
+    }
     send(hive, "/v2/workers/ready", body);
 }
 

@@ -2,10 +2,10 @@
 //! lives, a file for each worker, and their logs.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::process::ProcessId;
-use crate::worker::Plan;
+use crate::worker::{ApiKey, Plan};
 
 const LOCK: &str = "hive.lock";
 /// Another hive may hold the lock for a moment while it ends what a dead one left.
@@ -29,6 +29,8 @@ pub(crate) struct WorkerRecord {
     pub(crate) process: ProcessId,
     pub(crate) url: String,
     pub(crate) port: u16,
+    /// Absent in files of older hives, whose engines have none.
+    pub(crate) api_key: Option<ApiKey>,
     pub(crate) slots_total: u32,
     pub(crate) plan: Plan,
 }
@@ -94,11 +96,15 @@ impl StateDir {
             .collect()
     }
 
-    /// Replaces the file as a whole, so that a crash leaves the old one or the new one.
+    /// Replaces the file as a whole, so that a crash leaves the old one or the new one. Its key is for
+    /// the hive's user alone.
     pub(crate) fn save(&self, record: &WorkerRecord) -> io::Result<()> {
         let path = self.record_path(&record.worker_id);
         let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&new)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
         fs::rename(new, path)
     }

@@ -7,8 +7,9 @@ use super::form::{Form, json_inside, numbers};
 use super::journal::Journal;
 use crate::proc;
 use bytes::Bytes;
-use hyper::StatusCode;
+use hyper::header::AUTHORIZATION;
 use hyper::http::request::Parts;
+use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
@@ -24,6 +25,8 @@ pub(super) struct Engine {
     pub(super) model: String,
     pub(super) protocol: Protocol,
     pub(super) strict_model: bool,
+    /// The value of an `Authorization` header that it wants, if it wants one
+    wanted: Option<String>,
     pub(super) slots: Option<Arc<Semaphore>>,
     slots_total: usize,
     /// An old worker computes one answer at a time and hears nothing meanwhile.
@@ -115,6 +118,7 @@ impl Engine {
             model: json_inside(&args.model),
             protocol: args.protocol.unwrap_or(behaviour.protocol),
             strict_model: behaviour.strict_model,
+            wanted: args.api_key.as_ref().map(|key| format!("Bearer {key}")),
             slots: slots.map(|n| Arc::new(Semaphore::new(n))),
             slots_total: slots.unwrap_or(1),
             computing: Arc::default(),
@@ -147,6 +151,12 @@ impl Engine {
             Err(_) if self.is_loading() => StatusCode::SERVICE_UNAVAILABLE,
             Err(_) => StatusCode::OK,
         }
+    }
+
+    pub(super) fn lets_in<B>(&self, req: &Request<B>) -> bool {
+        let shown = req.headers().get(AUTHORIZATION);
+        let wanted = self.wanted.as_ref();
+        wanted.is_none_or(|wanted| shown.is_some_and(|shown| shown == wanted))
     }
 
     /// The fault that the next request gets.

@@ -16,6 +16,8 @@
 //!
 //! On SIGUSR1 it is away, as an engine is whose machine went down: its connections break and nobody
 //! listens. On SIGUSR2 it is back, and remembers all.
+//!
+//! With a key, everything but what only tests call (the last five) is 401 without it.
 
 pub mod behaviour;
 mod body;
@@ -87,6 +89,9 @@ pub struct Args {
     /// Note when each request comes and ends
     #[arg(long)]
     journal: bool,
+    /// The key that callers must show
+    #[arg(long, env = "LLAMA_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
 }
@@ -173,8 +178,19 @@ fn not_found(engine: &Engine, req: &Request<Incoming>) -> Response<Answer> {
     )
 }
 
+/// As llama-server says it, and for `/health` too, as LiteLLM's proxy has it.
+fn no_key() -> Response<Answer> {
+    let error = json!({"message": "Invalid API Key", "type": "authentication_error", "code": 401});
+    let body = json!({ "error": error }).to_string();
+    reply(StatusCode::UNAUTHORIZED, body)
+}
+
 async fn serve(engine: Arc<Engine>, req: Request<Incoming>) -> Result<Response<Answer>, Closed> {
     use Protocol::{OldRbee, Openai, Rbee};
+    const TESTS_ONLY: [&str; 5] = ["/stats", "/journal", "/last-request", "/control", "/reset"];
+    if !engine.lets_in(&req) && !TESTS_ONLY.contains(&req.uri().path()) {
+        return Ok(no_key());
+    }
     let form = match (engine.protocol, req.method(), req.uri().path()) {
         (Openai, &Method::POST, "/v1/chat/completions") => Form::Chat,
         (Openai, &Method::POST, "/v1/completions") => Form::Text,

@@ -29,11 +29,16 @@ pub(super) async fn spawn(
     let worker = tokio::spawn(task.in_current_span())
         .await
         .map_err(|error| ApiError::internal(error.to_string()))??;
-    Ok(Json(json!({
+    let now = worker.now();
+    let mut answer = json!({
         "worker_id": worker.id,
-        "url": hive.settings.worker_host.url(worker.now().port),
+        "url": hive.settings.worker_host.url(now.port),
         "state": "loading",
-    })))
+    });
+    if let Some(key) = &now.api_key {
+        answer["api_key"] = json!(key);
+    }
+    Ok(Json(answer))
 }
 
 pub(super) async fn list(State(hive): State<Hive>) -> Json<Value> {
@@ -45,7 +50,7 @@ pub(super) async fn list(State(hive): State<Hive>) -> Json<Value> {
 async fn describe(hive: &Hive, worker: &Arc<Worker>) -> Value {
     let (plan, now) = (&worker.plan, worker.now());
     let free = match now.state {
-        WorkerState::Ready => worker::free_slots(hive, plan, &now).await,
+        WorkerState::Ready => worker::free_slots(hive, worker).await,
         _ => 0,
     };
     let state = match now.state {
@@ -68,6 +73,9 @@ async fn describe(hive: &Hive, worker: &Arc<Worker>) -> Value {
         "protocol": plan.protocol,
         "engine": plan.engine,
     });
+    if let Some(key) = &now.api_key {
+        described["api_key"] = json!(key);
+    }
     if let Some(process) = now.process {
         described["pid"] = json!(process.pid);
     }

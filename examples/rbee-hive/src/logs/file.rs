@@ -19,9 +19,29 @@ const CATCH_UP: u64 = 256 << 10;
 const READ_AT_ONCE: u64 = 4 << 20;
 const POLL: Duration = Duration::from_millis(200);
 
+/// What is read, and whose words it holds.
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) worker: String,
+    /// What the book must not show, whatever the engine prints of its settings.
+    pub(crate) secret: Option<String>,
+}
+
+impl Source {
+    fn note(&self, book: &LogBook, line: &str) {
+        let worker = Some(&*self.worker);
+        match &self.secret {
+            Some(secret) if line.contains(secret) => {
+                book.push(worker, &line.replace(secret, "…"));
+            }
+            _ => book.push(worker, line),
+        }
+    }
+}
+
 /// Copies new lines of the file into the book until cancelled, and then what is left of them.
-pub(crate) async fn follow(path: PathBuf, worker: String, book: LogBook, end: CancellationToken) {
-    let mut reader = Reader::new(path);
+pub(crate) async fn follow(source: Source, book: LogBook, end: CancellationToken) {
+    let mut reader = Reader::new(source.path.clone());
     loop {
         let ending = end.is_cancelled();
         let read = tokio::task::spawn_blocking(move || {
@@ -33,15 +53,15 @@ pub(crate) async fn follow(path: PathBuf, worker: String, book: LogBook, end: Ca
         };
         reader = returned;
         match lines {
-            Ok(lines) => lines.iter().for_each(|line| book.push(Some(&worker), line)),
+            Ok(lines) => lines.iter().for_each(|line| source.note(&book, line)),
             Err(error) => {
-                tracing::warn!(worker_id = worker, %error, "can't read the worker's log");
+                tracing::warn!(worker_id = source.worker, %error, "can't read the worker's log");
                 return;
             }
         }
         if ending {
             if let Some(line) = reader.rest() {
-                book.push(Some(&worker), &line);
+                source.note(&book, &line);
             }
             return;
         }

@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::prelude::*;
 
 pub(crate) use book::{Line, LogBook};
-pub(crate) use file::follow;
+pub(crate) use file::{Source, follow};
 
 use crate::cli::LogFormat;
 

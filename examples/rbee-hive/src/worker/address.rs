@@ -16,7 +16,8 @@ pub(crate) struct WorkerHost {
 }
 
 impl WorkerHost {
-    /// Engines have no tokens, so they listen on loopback unless another name was given for them.
+    /// Not every engine asks for its key on every path, so they listen on loopback unless another
+    /// name was given for them.
     pub(crate) fn new(name: Option<&str>) -> Self {
         let name = name.unwrap_or("127.0.0.1");
         let bare = name.trim_start_matches('[').trim_end_matches(']');

@@ -1,6 +1,7 @@
 //! What earlier hives left: workers that still serve are taken over, everything else is ended.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -23,11 +24,11 @@ const ABANDONED_GRACE: Duration = Duration::from_secs(5);
 /// Takes over this hive's own workers of its last life and ends what does not serve.
 pub(crate) async fn adopt_own(hive: &Hive) {
     let records = hive.state_dir.records();
-    let serving = join_all(records.iter().map(|record| serves(hive, record))).await;
+    let workers = join_all(records.iter().map(|record| serving(hive, record))).await;
     let mut adopted = HashSet::new();
-    for (record, serves) in records.iter().zip(serving) {
-        if serves {
-            adopt(hive, record);
+    for (record, worker) in records.iter().zip(workers) {
+        if let Some(worker) = worker {
+            adopt(hive, worker, record.process.clone());
             adopted.insert(record.worker_id.clone());
         }
     }
@@ -44,31 +45,34 @@ pub(crate) async fn end_abandoned(hive: Hive) {
     join_all(ends).await;
 }
 
-/// A worker that is reached under another name by now can't be handed out any more.
-async fn serves(hive: &Hive, record: &WorkerRecord) -> bool {
-    let healthy = async {
-        while !probe::is_healthy(hive, &record.plan, record.port).await {
-            sleep(PROBE_PAUSE).await;
-        }
-    };
-    record.process.is_alive()
-        && record.url == hive.settings.worker_host.url(record.port)
-        && timeout(PROBE, healthy).await.is_ok()
-        && record.process.is_alive()
-}
-
-fn adopt(hive: &Hive, record: &WorkerRecord) {
+/// The worker as it was, if it serves. One that is reached under another name by now can't be handed
+/// out any more.
+async fn serving(hive: &Hive, record: &WorkerRecord) -> Option<Arc<Worker>> {
+    let (process, port) = (&record.process, record.port);
     let worker = Worker::new(
         record.worker_id.clone(),
         record.plan.clone(),
-        record.port,
+        port,
         record.slots_total,
     );
-    worker.set_process(Some(record.process.clone()), record.port);
+    worker.set_process(process.clone(), port, record.api_key.clone());
+    if !process.is_alive() || record.url != hive.settings.worker_host.url(port) {
+        return None;
+    }
+    let healthy = async {
+        while !probe::is_healthy(hive, &worker).await {
+            sleep(PROBE_PAUSE).await;
+        }
+    };
+    timeout(PROBE, healthy).await.ok()?;
+    process.is_alive().then_some(worker)
+}
+
+fn adopt(hive: &Hive, worker: Arc<Worker>, process: ProcessId) {
     hive.registry.adopt(&worker);
     let span = tracing::info_span!("worker", id = worker.id);
-    span.in_scope(|| tracing::info!(pid = record.process.pid, "worker adopted"));
-    let process = EngineProcess::Adopted(record.process.clone());
+    span.in_scope(|| tracing::info!(pid = process.pid, "worker adopted"));
+    let process = EngineProcess::Adopted(process);
     let life = supervise::serve_adopted(hive.clone(), worker, process);
     hive.tasks.spawn(life.instrument(span));
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
-use super::{Worker, environment};
+use super::{ApiKey, Worker, environment};
 use crate::engine::{CommandLine, Engine, Values};
 use crate::error::{ApiError, Result};
 use crate::hive::Hive;
@@ -24,7 +25,7 @@ const ADOPTED_POLL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Launch {
     pub(super) engine: Arc<Engine>,
-    /// All but the port.
+    /// All but the port and the key.
     pub(super) values: Values,
     /// What the queen adds to the command.
     pub(super) extra_args: Vec<String>,
@@ -39,10 +40,16 @@ pub(super) enum EngineProcess {
 }
 
 impl Launch {
-    /// Starts the engine on that port and writes it down.
+    /// Starts the engine on that port, with a new key, and writes it down. A key is never used again: a
+    /// stranger who took the engine's port may have been shown it.
     pub(super) fn start(&self, hive: &Hive, worker: &Worker, port: u16) -> Result<EngineProcess> {
+        let api_key = match self.engine.takes_key() {
+            true => Some(ApiKey::mint()?),
+            false => None,
+        };
         let values = Values {
             port,
+            api_key: api_key.clone(),
             ..self.values.clone()
         };
         let line = self.engine.command(&values)?;
@@ -54,7 +61,7 @@ impl Launch {
                 line.program
             ))
         })?;
-        worker.set_process(Some(process.id().clone()), port);
+        worker.set_process(process.id().clone(), port, api_key);
         save(hive, worker);
         tracing::info!(
             engine = name,
@@ -68,7 +75,7 @@ impl Launch {
     fn run(&self, hive: &Hive, worker: &Worker, line: &CommandLine) -> io::Result<EngineProcess> {
         let mut options = File::options();
         let path = hive.state_dir.log_path(&worker.id);
-        let log = options.append(true).create(true).open(path)?;
+        let log = options.append(true).create(true).mode(0o600).open(path)?;
         log.set_len(0)?;
         let mark = format!("{}:{}", hive.state_dir.path().display(), worker.id);
         let child = Command::new(&line.program)
@@ -100,6 +107,7 @@ pub(super) fn save(hive: &Hive, worker: &Worker) {
         process,
         url: hive.settings.worker_host.url(now.port),
         port: now.port,
+        api_key: now.api_key,
         slots_total: now.slots_total,
         plan: worker.plan.clone(),
     };

@@ -3,6 +3,7 @@
 mod address;
 mod adopt;
 mod environment;
+mod key;
 mod launch;
 mod probe;
 mod spawn;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 pub(crate) use address::WorkerHost;
 pub(crate) use adopt::{adopt_own, end_abandoned};
+pub(crate) use key::ApiKey;
 pub(crate) use probe::free_slots;
 pub(crate) use spawn::{SpawnRequest, spawn};
 pub(crate) use supervise::forget;
@@ -58,6 +60,8 @@ pub(crate) enum State {
 pub(crate) struct Now {
     pub(crate) state: State,
     pub(crate) port: u16,
+    /// What its engine asks for; none where it was started without one.
+    pub(crate) api_key: Option<ApiKey>,
     pub(crate) process: Option<ProcessId>,
     pub(crate) slots_total: u32,
     pub(crate) error: Option<String>,
@@ -80,6 +84,7 @@ impl Worker {
             now: Mutex::new(Now {
                 state: State::Loading,
                 port,
+                api_key: None,
                 process: None,
                 slots_total: slots,
                 error: None,
@@ -111,10 +116,11 @@ impl Worker {
         now.error = Some(error);
     }
 
-    fn set_process(&self, process: Option<ProcessId>, port: u16) {
+    fn set_process(&self, process: ProcessId, port: u16, api_key: Option<ApiKey>) {
         let mut now = self.lock();
-        now.process = process;
+        now.process = Some(process);
         now.port = port;
+        now.api_key = api_key;
     }
 
     /// Asks it to end: SIGTERM now, SIGKILL after the grace. Asked again, the shorter time counts.

@@ -65,6 +65,7 @@ pub(crate) async fn spawn(hive: &Hive, request: SpawnRequest) -> Result<Arc<Work
             model_ref: model_ref.clone(),
             host: host.bind.to_owned(),
             port,
+            api_key: None,
             slots,
             context: model.context(hive.settings.context),
             backend: device.backend.clone(),

@@ -87,10 +87,9 @@ async fn load(
     process: &mut EngineProcess,
     deadline: Instant,
 ) -> Turn {
-    let port = worker.now().port;
     let healthy = async {
         let mut pause = FIRST_POLL;
-        while !probe::is_healthy(hive, &worker.plan, port).await {
+        while !probe::is_healthy(hive, worker).await {
             sleep(pause).await;
             pause = (pause * 5 / 4).min(SLOWEST_POLL);
         }
@@ -110,9 +109,8 @@ async fn load(
 }
 
 async fn become_ready(hive: &Hive, worker: &Worker) {
-    let now = worker.now();
-    let slots = probe::total_slots(hive, &worker.plan, now.port).await;
-    worker.set_ready(slots.unwrap_or(now.slots_total));
+    let slots = probe::total_slots(hive, worker).await;
+    worker.set_ready(slots.unwrap_or(worker.now().slots_total));
     let now = worker.now();
     if now.state == State::Ready {
         save(hive, worker);
@@ -253,7 +251,13 @@ impl LogFollower {
     fn start(hive: &Hive, worker: &Worker) -> Self {
         let end = CancellationToken::new();
         let path = hive.state_dir.log_path(&worker.id);
-        let follow = logs::follow(path, worker.id.clone(), hive.book.clone(), end.clone());
+        let secret = worker.now().api_key.map(|key| key.expose().to_owned());
+        let source = logs::Source {
+            path,
+            worker: worker.id.clone(),
+            secret,
+        };
+        let follow = logs::follow(source, hive.book.clone(), end.clone());
         LogFollower {
             task: tokio::spawn(follow),
             end,

@@ -31,7 +31,7 @@ async fn a_worker_is_spawned_reported_ready_listed_and_shut_down() {
     assert_eq!((&*path, &*token), ("/v2/workers/ready", "Bearer secret"));
     let expected = json!({"worker_id": "w-1", "url": answer["url"], "backend": "cpu", "device": 0,
         "model_ref": "file:slow.stub", "served_model": "file:slow.stub", "slots_total": 3,
-        "protocol": "openai", "vram_bytes": loading["vram_bytes"]});
+        "protocol": "openai", "vram_bytes": loading["vram_bytes"], "api_key": answer["api_key"]});
     assert_eq!(ready, expected);
 
     let worker = hive.worker_in("w-1", "idle").await;
@@ -41,7 +41,9 @@ async fn a_worker_is_spawned_reported_ready_listed_and_shut_down() {
     );
     assert!(is_alive(pid(&worker)));
     let engine = format!("{}/anything", text(&worker, "url"));
-    let served = reqwest::get(engine).await.unwrap().text().await.unwrap();
+    let request = reqwest::Client::new().get(engine);
+    let request = request.bearer_auth(text(&worker, "api_key"));
+    let served = request.send().await.unwrap().text().await.unwrap();
     assert_eq!(
         served, "file:slow.stub",
         "the engine is told the model's name"

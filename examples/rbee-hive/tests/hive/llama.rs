@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::support::{Home, text};
+use crate::support::{Home, status as asked, text};
 
 fn needed(name: &str, what: &str) -> PathBuf {
     let path = env::var_os(name).map(PathBuf::from).unwrap_or_default();
@@ -46,10 +46,19 @@ async fn llama_server_chats_completes_and_embeds_under_a_hive() {
         "{worker}"
     );
 
+    let key = text(&worker, "api_key");
+    for path in ["/v1/models", "/props", "/slots"] {
+        let statuses = (
+            asked(&worker, path, None).await,
+            asked(&worker, path, Some(key)).await,
+        );
+        assert_eq!(statuses, (401, 200), "{path}");
+    }
     let ask = async |path: &str, body: Value| -> Value {
         let url = format!("{}{path}", text(&worker, "url"));
         let answer = reqwest::Client::new()
             .post(url)
+            .bearer_auth(key)
             .json(&body)
             .send()
             .await

@@ -6,6 +6,7 @@
 mod door;
 mod downloads;
 mod hub;
+mod keys;
 mod life;
 mod llama;
 mod logs;

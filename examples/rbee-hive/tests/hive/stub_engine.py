@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 port, model, served_as = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 words = open(model).read().split()
 ready = threading.Event()
+key = os.environ.get("LLAMA_API_KEY")
 
 
 def argument(word):
@@ -32,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
+        if key and self.headers["Authorization"] != f"Bearer {key}":
+            return self.answer(401, "Invalid API Key")
         self.answer(200 if ready.is_set() else 503, served_as)
 
     def do_POST(self):
@@ -49,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
 
 print(f"stub: loading {os.path.basename(model)} {sys.argv[4:]}", flush=True)
 print(f"stub: token {os.environ.get('RBEE_API_TOKEN')} flavour {os.environ.get('FLAVOUR')}", flush=True)
+print(f"stub: key {key} end", flush=True)
 print(f"stub: environment {sorted(os.environ)} end", flush=True)
 if "stubborn" in words:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -55,11 +55,16 @@ impl Home {
 
     /// Writes the configuration: these lines and the stub engine.
     pub(crate) fn configure(&self, lines: &str) {
+        self.configure_engine(lines, "");
+    }
+
+    /// The same, with more lines for the stub engine.
+    pub(crate) fn configure_engine(&self, lines: &str, more: &str) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hive/stub_engine.py");
         let text = format!(
             "{lines}\n[engines.stub]\nextensions = [\"stub\"]\nhealth = \"/alive\"\n\
              command = [\"python3\", {script:?}, \"{{port}}\", \"{{model_path}}\", \
-             \"{{model_ref}}\", \"{{slots}}x{{context}}={{context_total}}\"]\n\
+             \"{{model_ref}}\", \"{{slots}}x{{context}}={{context_total}}\"]\n{more}\n\
              [engines.stub.env]\nFLAVOUR = \"port {{port}}\"\n"
         );
         fs::write(self.path("hive.toml"), text).unwrap();
@@ -323,6 +328,15 @@ pub(crate) fn signal(pid: u32, which: Signal) {
 
 pub(crate) fn pid(worker: &Value) -> u32 {
     worker["pid"].as_u64().unwrap().try_into().unwrap()
+}
+
+/// The status of a call to an engine, with its key if it has one.
+pub(crate) async fn status(worker: &Value, path: &str, key: Option<&str>) -> u16 {
+    let mut request = reqwest::Client::new().get(format!("{}{path}", text(worker, "url")));
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    request.send().await.unwrap().status().as_u16()
 }
 
 pub(crate) fn text<'v>(value: &'v Value, name: &str) -> &'v str {

@@ -11,18 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, Result};
 
-const PLACEHOLDERS: [&str; 10] = [
-    "bin",
-    "model_path",
-    "model_ref",
-    "host",
-    "port",
-    "slots",
-    "context",
-    "context_total",
-    "device",
-    "index",
-];
+mod template;
+
+pub(crate) use template::Values;
+use template::{PLACEHOLDERS, fill, placeholders};
 
 /// What an engine speaks to the queen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +46,16 @@ pub(crate) struct EngineConfig {
     /// Whether it has llama-server's `GET /props` and `GET /slots`.
     #[serde(default)]
     llama_api: bool,
+    /// Whether it is given a key of its own that callers must show.
+    #[serde(default = "yes")]
+    api_key: bool,
+}
+
+/// Where an engine finds its key, as llama-server does.
+const KEY_VARIABLE: &str = "LLAMA_API_KEY";
+
+fn yes() -> bool {
+    true
 }
 
 fn default_health() -> String {
@@ -66,20 +68,6 @@ pub(crate) struct Engine {
     config: EngineConfig,
 }
 
-/// What the placeholders of a template stand for.
-#[derive(Debug, Clone)]
-pub(crate) struct Values {
-    pub(crate) model_path: String,
-    pub(crate) model_ref: String,
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) slots: u32,
-    pub(crate) context: u64,
-    pub(crate) backend: String,
-    /// The device's number among those of its backend.
-    pub(crate) device_ordinal: u32,
-}
-
 /// A command that can be run.
 #[derive(Debug)]
 pub(crate) struct CommandLine {
@@ -87,6 +75,28 @@ pub(crate) struct CommandLine {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) pass_env: Vec<String>,
+}
+
+impl EngineConfig {
+    fn check_key(&self, name: &str) -> anyhow::Result<()> {
+        let has_key = |text: &String| placeholders(text).any(|name| name == "api_key");
+        let mut texts = self.command.iter().chain(&self.gpu_args);
+        if !self.api_key && (texts.any(has_key) || self.env.values().any(has_key)) {
+            bail!("[engines.{name}]: with api_key = false there is no {{api_key}}");
+        }
+        if self.api_key
+            && self
+                .env
+                .get(KEY_VARIABLE)
+                .is_some_and(|text| !has_key(text))
+        {
+            bail!(
+                "[engines.{name}]: {KEY_VARIABLE} in env must have {{api_key}}, the key that \
+                 callers are told; leave it out, or set api_key = false"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Engine {
@@ -109,6 +119,7 @@ impl Engine {
                 );
             }
         }
+        config.check_key(name)?;
         Ok(Engine {
             name: name.to_owned(),
             config,
@@ -117,6 +128,11 @@ impl Engine {
 
     pub(crate) fn protocol(&self) -> Protocol {
         self.config.protocol
+    }
+
+    /// Whether it is given a key.
+    pub(crate) fn takes_key(&self) -> bool {
+        self.config.api_key
     }
 
     pub(crate) fn health(&self) -> &str {
@@ -144,13 +160,14 @@ impl Engine {
             false => String::new(),
         };
         let mut words = template.iter().map(|text| fill(text, &bin, values));
+        let key = values.api_key.iter();
+        let key = key.map(|key| (KEY_VARIABLE.to_owned(), key.expose().to_owned()));
         let env = self.config.env.iter();
+        let env = env.map(|(name, text)| (name.clone(), fill(text, &bin, values)));
         Ok(CommandLine {
             program: words.next().unwrap_or_default(),
             args: words.collect(),
-            env: env
-                .map(|(name, text)| (name.clone(), fill(text, &bin, values)))
-                .collect(),
+            env: key.chain(env).collect(),
             pass_env: self.config.pass_env.clone(),
         })
     }
@@ -211,6 +228,7 @@ fn llama_server() -> EngineConfig {
         env: BTreeMap::new(),
         pass_env: Vec::new(),
         llama_api: true,
+        api_key: true,
     }
 }
 
@@ -243,81 +261,9 @@ fn find_program(name: &Path) -> Option<PathBuf> {
         .find(runs)
 }
 
-/// Names in braces. Anything else in braces, such as JSON, is left alone.
-fn placeholders(text: &str) -> impl Iterator<Item = &str> {
-    text.split('{').skip(1).filter_map(|rest| {
-        let (name, _) = rest.split_once('}')?;
-        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
-        (!name.is_empty() && name.chars().all(is_name)).then_some(name)
-    })
-}
-
-/// Walks the template once, so that braces in a value are never taken for a placeholder.
-fn fill(template: &str, bin: &str, values: &Values) -> String {
-    let mut out = String::new();
-    let mut rest = template;
-    while let Some(start) = rest.find('{') {
-        out.push_str(&rest[..start]);
-        rest = &rest[start..];
-        let name = rest[1..].split('}').next().unwrap_or_default();
-        match value(name, bin, values) {
-            Some(text) => {
-                out.push_str(&text);
-                rest = &rest[name.len() + 2..];
-            }
-            None => {
-                out.push('{');
-                rest = &rest[1..];
-            }
-        }
-    }
-    out + rest
-}
-
-fn value(name: &str, bin: &str, values: &Values) -> Option<String> {
-    let context_total = values.context * u64::from(values.slots);
-    Some(match name {
-        "bin" => bin.to_owned(),
-        "model_path" => values.model_path.clone(),
-        "model_ref" => values.model_ref.clone(),
-        "host" => values.host.clone(),
-        "port" => values.port.to_string(),
-        "slots" => values.slots.to_string(),
-        "context" => values.context.to_string(),
-        "context_total" => context_total.to_string(),
-        "device" => device_name(&values.backend, values.device_ordinal),
-        "index" => values.device_ordinal.to_string(),
-        _ => return None,
-    })
-}
-
-/// A device's name as llama.cpp has it (`llama-server --list-devices`).
-fn device_name(backend: &str, ordinal: u32) -> String {
-    match backend {
-        "cpu" => "none".into(),
-        "cuda" => format!("CUDA{ordinal}"),
-        "vulkan" => format!("Vulkan{ordinal}"),
-        "rocm" => format!("ROCm{ordinal}"),
-        other => format!("{other}{ordinal}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn values(backend: &str) -> Values {
-        Values {
-            model_path: "/m/{port}.gguf".into(),
-            model_ref: "file:m.gguf".into(),
-            host: "127.0.0.1".into(),
-            port: 4711,
-            slots: 3,
-            context: 2048,
-            backend: backend.into(),
-            device_ordinal: 1,
-        }
-    }
 
     fn engine(command: &[&str]) -> anyhow::Result<Engine> {
         let mut config = llama_server();
@@ -333,15 +279,55 @@ mod tests {
             "-c={context_total}",
             r#"{"a":{"port":1}}"#,
         ];
-        let line = engine(&words).unwrap().command(&values("cpu")).unwrap();
+        let line = engine(&words)
+            .unwrap()
+            .command(&Values::for_tests("cpu"))
+            .unwrap();
         let expected = ["/m/{port}.gguf", "-c=6144", r#"{"a":{"port":1}}"#];
         assert_eq!(line.args, expected);
     }
 
     #[test]
     fn a_gpu_adds_its_arguments() {
-        let line = engine(&["run"]).unwrap().command(&values("cuda")).unwrap();
+        let line = engine(&["run"])
+            .unwrap()
+            .command(&Values::for_tests("cuda"))
+            .unwrap();
         assert_eq!(line.args, ["-ngl", "99", "--device", "CUDA1"]);
+    }
+
+    #[test]
+    fn the_key_is_in_the_environment_and_where_the_template_has_it() {
+        let mut config = llama_server();
+        config.env = [("OTHER".into(), "{api_key}, mine".into())].into();
+        let values = Values::for_tests("cpu");
+        let key = values.api_key.clone().unwrap();
+        let key = key.expose();
+        config.command = vec!["run".into(), "--key={api_key}".into()];
+        let engine = Engine::new("test", config).unwrap();
+        let line = engine.command(&values).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let env = [
+            pair(KEY_VARIABLE, key),
+            pair("OTHER", &format!("{key}, mine")),
+        ];
+        assert_eq!(line.args, [format!("--key={key}")]);
+        assert_eq!(line.env, env);
+    }
+
+    #[test]
+    fn a_key_that_no_caller_could_know_is_refused_at_start() {
+        let with = |api_key: bool, value: &str| {
+            let mut config = llama_server();
+            config.api_key = api_key;
+            config.env = [(KEY_VARIABLE.to_owned(), value.to_owned())].into();
+            let error = Engine::new("test", config).err();
+            error.map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert!(with(true, "mine").contains("api_key = false"));
+        assert_eq!(with(true, "mine,{api_key}"), "");
+        assert_eq!(with(false, "mine"), "");
+        assert!(with(false, "{api_key}").contains("there is no {api_key}"));
     }
 
     #[test]
