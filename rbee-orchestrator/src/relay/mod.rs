@@ -1,5 +1,7 @@
 //! Between a worker and its client: connections, event streams, and the two worker protocols.
 
+pub(crate) mod answer;
+pub(crate) mod chunk;
 mod chunked;
 pub(crate) mod connection;
 mod head;
@@ -7,6 +9,7 @@ pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;
 pub(crate) mod refusal;
+pub(crate) mod said;
 pub(crate) mod sse;
 pub(crate) mod tokens;
 pub(crate) mod translate;

@@ -4,8 +4,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::refusal;
+use super::said::unreadable;
 use super::tokens::MOST_TOKENS;
-use super::translate::{Piece, put_sampling, unreadable};
+use super::translate::{Piece, put_sampling};
 use crate::domain::{JobId, StopReason, TaskInput, TaskRequest, Usage};
 use crate::error::{Error, Result};
 

@@ -125,8 +125,7 @@ const CALLERS_WORDS: [&[&str]; 44] = [
 /// Reads an answer that is no success.
 pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
     let value = serde_json::from_slice::<Value>(body).ok();
-    let inner = value.as_ref().and_then(|value| value.get("error"));
-    let object = inner.filter(|error| error.is_object()).or(value.as_ref());
+    let object = value.as_ref().map(inner);
     let said = match object {
         Some(object) => words(object),
         None => {
@@ -153,6 +152,22 @@ fn cut(mut text: String) -> String {
         text.push_str(CUT);
     }
     text
+}
+
+/// The error in what was answered, or all of it.
+pub(crate) fn inner(answered: &Value) -> &Value {
+    let inner = answered.get("error").filter(|error| error.is_object());
+    inner.unwrap_or(answered)
+}
+
+/// The error that an answer is, although its status is that of a success.
+pub(crate) fn in_answer(answered: &Value) -> Option<Refusal> {
+    let is_told = answered.get("error").is_some_and(|error| !error.is_null());
+    let is_error = is_told
+        || answered
+            .get("object")
+            .is_some_and(|object| object == "error");
+    is_error.then(|| read_event(inner(answered)))
 }
 
 /// Reads an error that came as an event of a stream.

@@ -1,7 +1,9 @@
 //! Server-sent events as bytes (WHATWG HTML, "Server-sent events"): cut, not copied.
 
+use std::borrow::Cow;
+
 use bytes::{Bytes, BytesMut};
-use memchr::{memchr, memchr2, memrchr2};
+use memchr::{memchr2, memrchr2};
 
 /// An event is longer than allowed.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,6 +58,19 @@ impl Splitter {
     /// Whether the stream stopped inside an event.
     pub(crate) fn has_part(&self) -> bool {
         self.part.iter().any(|b| !matches!(b, b'\n' | b'\r'))
+    }
+
+    /// What is there of an event that has not ended, as if it had.
+    pub(crate) fn take_part(&mut self) -> Bytes {
+        let mut part = std::mem::take(&mut self.part);
+        part.truncate(part.trim_ascii_end().len());
+        part.extend_from_slice(b"\n\n");
+        part.freeze()
+    }
+
+    /// Whether what is there of an event is a comment.
+    pub(crate) fn is_in_comment(&self) -> bool {
+        self.part.starts_with(b":")
     }
 }
 
@@ -116,10 +131,24 @@ fn line_break(bytes: &[u8], at: usize) -> usize {
     }
 }
 
-/// The data of an event: its `data:` lines. Borrowed where there is one, as nearly always.
-pub(crate) fn data(event: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
+/// The data of an event: its `data:` lines.
+pub(crate) fn data(event: &[u8]) -> Option<Cow<'_, [u8]>> {
+    only_line(event)
+        .map(Cow::from)
+        .or_else(|| field(event, b"data"))
+}
+
+/// The data of an event that has nothing beside it, as nearly all are.
+fn only_line(event: &[u8]) -> Option<&[u8]> {
+    let value = event.strip_prefix(b"data: ")?;
+    let (line, end) = value.split_at(memchr2(b'\n', b'\r', value)?);
+    (end == b"\n\n").then_some(line)
+}
+
+/// A field of an event. Borrowed where it has one line, as nearly always.
+pub(crate) fn field<'a>(event: &'a [u8], name: &[u8]) -> Option<Cow<'a, [u8]>> {
     let mut lines = lines(event).filter_map(|line| {
-        let value = line.strip_prefix(b"data:")?;
+        let value = line.strip_prefix(name)?.strip_prefix(b":")?;
         Some(value.strip_prefix(b" ").unwrap_or(value))
     });
     let first = lines.next()?;
@@ -134,14 +163,8 @@ pub(crate) fn data(event: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
     Some(all.into())
 }
 
-fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
     event.split(|b| matches!(b, b'\n' | b'\r'))
-}
-
-/// Whether an event's data ends the stream, in the form that all our protocols use.
-pub(crate) fn is_done(event: &[u8]) -> bool {
-    // The first byte rules out nearly every event without a look at its lines.
-    memchr(b'[', event).is_some() && data(event).is_some_and(|data| data.trim_ascii() == b"[DONE]")
 }
 
 /// `data: …` with its blank line.
@@ -221,9 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lone_done_ends_a_stream() {
-        assert!(is_done(b"data: [DONE]\n\n"));
-        assert!(is_done(b"data:[DONE]\r\n\r\n"));
-        assert!(!is_done(b"data: {\"content\":\"[DONE]\"}\n\n"));
+    fn fields_are_found_by_their_whole_names() {
+        let event = b"event: error\ndatax: no\ndata:a\ndata: b\nerror:c\n\n";
+        let read = |name: &str| field(event, name.as_bytes()).map(Cow::into_owned);
+        assert_eq!(read("event").unwrap(), b"error");
+        assert_eq!(read("data").unwrap(), b"a\nb");
+        assert_eq!(read("error").unwrap(), b"c");
+        assert_eq!(read("id"), None);
     }
 }

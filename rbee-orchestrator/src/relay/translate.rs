@@ -1,17 +1,21 @@
 //! Workers' events read into pieces, whichever protocol they speak, and pieces written as OpenAI
 //! chunks.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::chunk::Chunk;
 use super::openai::RequestBody;
-use super::refusal::{self, Refusal};
+use super::rbee;
+use super::refusal::Refusal;
+use super::said::{self, Said};
 use super::usage::WireUsage;
-use super::{rbee, sse};
 use crate::domain::{
     JobId, Sampling, StopReason, TaskInput, TaskRequest, UnixMillis, Usage, WorkerProtocol,
 };
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 
 /// What one event of a worker means.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +32,7 @@ pub(crate) enum Piece {
     Done,
 }
 
-/// Reads the pieces of one event.
+/// Reads the pieces of one event; tells whether it says anything.
 ///
 /// # Errors
 /// `UPSTREAM_INVALID` when the event is not of the protocol.
@@ -36,81 +40,34 @@ pub(crate) fn read_event(
     protocol: WorkerProtocol,
     event: &[u8],
     out: &mut Vec<Piece>,
-) -> Result<()> {
-    let Some(data) = sse::data(event) else {
-        return Ok(());
-    };
-    let data = data.trim_ascii();
-    if data == b"[DONE]" {
-        out.push(Piece::Done);
-        return Ok(());
+) -> Result<bool> {
+    match said::read(event)? {
+        Said::Nothing => return Ok(false),
+        Said::Done => out.push(Piece::Done),
+        Said::Failed(refusal) => out.push(Piece::Failed(refusal)),
+        Said::Object { data, named } => match protocol {
+            WorkerProtocol::OpenAi => {
+                let chunk = Chunk::read(&data)?;
+                let is_ping = named && chunk.is_foreign();
+                read_chunk(chunk, out);
+                return Ok(!is_ping);
+            }
+            WorkerProtocol::Rbee => rbee::read_event(&data, out)?,
+        },
     }
-    match protocol {
-        WorkerProtocol::OpenAi => read_chunk(data, out),
-        WorkerProtocol::Rbee => rbee::read_event(data, out),
+    Ok(true)
+}
+
+fn read_chunk(chunk: Chunk<'_>, out: &mut Vec<Piece>) {
+    if let Some(refusal) = chunk.refusal {
+        return out.push(Piece::Failed(refusal));
     }
-}
-
-pub(crate) fn unreadable(data: &[u8]) -> Error {
-    let shown: String = String::from_utf8_lossy(data).chars().take(120).collect();
-    Error::new(
-        Code::UpstreamInvalid,
-        format!("the worker sent an event that can't be read: {shown:?}"),
-    )
-}
-
-#[derive(Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    #[serde(default)]
-    usage: Option<WireUsage>,
-    #[serde(default)]
-    error: Option<Value>,
-    /// vLLM's older form of an error: `{"object":"error","message":…}`.
-    #[serde(default)]
-    object: Option<String>,
-    #[serde(default)]
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    finish_reason: Option<String>,
-    /// vLLM: the stop sequence that was met.
-    #[serde(default)]
-    stop_reason: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Option<String>,
-}
-
-fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
-    let chunk: Chunk = serde_json::from_slice(data).map_err(|_| unreadable(data))?;
-    let is_error = chunk.object.as_deref() == Some("error");
-    let error = chunk
-        .error
-        .or_else(|| is_error.then(|| json!({"message": chunk.message})));
-    if let Some(error) = error {
-        out.push(Piece::Failed(refusal::read_event(&error)));
-        return Ok(());
-    }
-    if let Some(choice) = chunk.choices.into_iter().next() {
-        let text = choice.text.or_else(|| choice.delta?.content);
-        out.extend(text.filter(|text| !text.is_empty()).map(Piece::Text));
+    if let Some(mut choice) = chunk.choices.into_iter().next() {
+        let text = choice.take_text().filter(|text| !text.is_empty());
+        out.extend(text.map(|text| Piece::Text(text.into_owned())));
         if let Some(finish) = choice.finish_reason {
-            let matched = choice
-                .stop_reason
-                .and_then(|met| Some(met.as_str()?.to_owned()));
-            let reason = match (finish.as_str(), &matched) {
+            let matched = choice.stop_reason.map(Cow::into_owned);
+            let reason = match (&*finish, &matched) {
                 ("length", _) => StopReason::MaxTokens,
                 (_, Some(_)) => StopReason::StopSequence,
                 _ => StopReason::Eos,
@@ -118,9 +75,7 @@ fn read_chunk(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
             out.push(Piece::Stop { reason, matched });
         }
     }
-    let usage = chunk.usage.and_then(WireUsage::counted);
-    out.extend(usage.map(Piece::Usage));
-    Ok(())
+    out.extend(chunk.usage.and_then(WireUsage::counted).map(Piece::Usage));
 }
 
 /// A completion request as a task, for models that only `rbee` workers serve; `None` when it asks
@@ -266,6 +221,7 @@ fn usage_object(usage: Usage) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     fn pieces(protocol: WorkerProtocol, event: &str) -> Vec<Piece> {
         let mut out = Vec::new();

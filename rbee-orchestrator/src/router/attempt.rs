@@ -12,12 +12,13 @@ use super::gathered::Gathered;
 use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol, WorkerSpec};
 use crate::error::{Code, Error, Result};
-use crate::relay::connection::Connection;
+use crate::relay::answer::{NotAnswered, of_answer};
+use crate::relay::connection::{Connection, Head};
 use crate::relay::pool::{Answer, NoAnswer, Pool};
 use crate::relay::refusal::{self, Fault, Refusal};
 use crate::relay::sse::{Splitter, events};
 use crate::relay::translate::{CompletionWriter, Piece, read_event};
-use crate::relay::usage::{filled, of_answer};
+use crate::relay::usage::filled;
 
 /// A whole answer, to be passed on.
 #[derive(Debug)]
@@ -149,7 +150,9 @@ pub(super) async fn open(
     if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
         return whole(&pool, &worker, &call, answer).await;
     }
-    check_is_stream(&worker, answer.head.content_type.as_ref()).map_err(Failure::answered)?;
+    if !is_of_kind(&answer.head, b"text/event-stream") {
+        return Err(no_stream(&pool, &worker, answer).await);
+    }
     if raw && !call.streams() {
         return whole_completion(&pool, &worker, &call, answer).await;
     }
@@ -234,12 +237,15 @@ async fn whole(
 ) -> Result<Opened, Failure> {
     let Answer { head, connection } = answer;
     let body = collect(pool, worker, call, connection).await?;
-    let usage = of_answer(&body, &call.demand).map_err(|error| {
-        let message = format!(
-            "worker {} answered with what is not JSON: {error}",
-            worker.id
-        );
-        Failure::answered(Error::new(Code::UpstreamInvalid, message))
+    let usage = of_answer(&body, &call.demand).map_err(|none| match none {
+        NotAnswered::Refused(refusal) => Failure::refused(refusal, None),
+        NotAnswered::Unreadable(error) => {
+            let message = format!(
+                "worker {} answered with what is not JSON: {error}",
+                worker.id
+            );
+            Failure::answered(Error::new(Code::UpstreamInvalid, message))
+        }
     })?;
     Ok(Opened::Whole(Whole {
         status: head.status,
@@ -316,17 +322,28 @@ async fn refused(
     Err(Failure::refused(refusal, seconds.map(Duration::from_secs)))
 }
 
-fn check_is_stream(worker: &WorkerSpec, kind: Option<&HeaderValue>) -> Result<()> {
-    let kind = kind.map_or(&b""[..], HeaderValue::as_bytes);
-    if kind.to_ascii_lowercase().starts_with(b"text/event-stream") {
-        return Ok(());
+fn is_of_kind(head: &Head, kind: &[u8]) -> bool {
+    let told = head.content_type.as_ref();
+    let told = told.map_or(&b""[..], HeaderValue::as_bytes);
+    told.to_ascii_lowercase().starts_with(kind)
+}
+
+/// The worker answered something else, which may be an error in its words.
+async fn no_stream(pool: &Pool, worker: &WorkerSpec, answer: Answer) -> Failure {
+    let Answer { head, connection } = answer;
+    if is_of_kind(&head, b"application/json")
+        && let Ok(body) = collect_error(pool, worker, connection).await
+    {
+        let value = serde_json::from_slice(&body).ok();
+        if let Some(refusal) = value.and_then(|value| refusal::in_answer(&value)) {
+            return Failure::refused(refusal, None);
+        }
     }
-    let kind = String::from_utf8_lossy(kind);
-    Err(Error::new(
-        Code::UpstreamInvalid,
-        format!(
-            "worker {} answered with {kind:?} where an event stream was asked for",
-            worker.id
-        ),
-    ))
+    let kind = head.content_type.as_ref();
+    let kind = String::from_utf8_lossy(kind.map_or(b"", HeaderValue::as_bytes)).into_owned();
+    let message = format!(
+        "worker {} answered with {kind:?} where an event stream was asked for",
+        worker.id
+    );
+    Failure::answered(Error::new(Code::UpstreamInvalid, message))
 }

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod event_engine;
 pub mod events;
 pub mod first_database;
 pub mod home;
@@ -21,6 +22,7 @@ pub mod wait;
 
 pub use client::{Client, Reply, assert_error};
 pub use daemon::Daemon;
+pub use event_engine::{Answer, EventEngine};
 pub use events::{Block, Event, EventStream};
 pub use home::Home;
 pub use hub::Hub;

@@ -317,7 +317,16 @@ impl Queen {
     /// When she does not.
     #[track_caller]
     pub fn register(&self, stub: &StubEngine, model_ref: &str, more: &Value) {
-        let mut worker = json!({"url": stub.url(), "model_ref": model_ref});
+        self.register_url(stub.url(), model_ref, more);
+    }
+
+    /// The same for any engine.
+    ///
+    /// # Panics
+    /// As [`Queen::register`].
+    #[track_caller]
+    pub fn register_url(&self, url: &str, model_ref: &str, more: &Value) {
+        let mut worker = json!({"url": url, "model_ref": model_ref});
         for (key, value) in more.as_object().into_iter().flatten() {
             worker[key] = value.clone();
         }

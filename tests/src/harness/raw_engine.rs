@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
-const HEALTHY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+pub(super) const HEALTHY: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
 
 /// More of an answer is not sent: enough to show that its reader does not stop.
 const ENDLESS_BYTES: usize = 64 << 20;
@@ -104,8 +105,8 @@ impl Shared {
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::new(stream);
         let mut first = true;
-        while let Some(is_health) = read_request(&mut reader)? {
-            if is_health {
+        while let Some(asked) = read_request(&mut reader)? {
+            if asked.is_get {
                 writer.write_all(HEALTHY)?;
                 return Ok(());
             }
@@ -128,23 +129,30 @@ impl Shared {
     }
 }
 
-/// Whether it is for the engine's health; nothing at the end of the connection.
-fn read_request(reader: &mut BufReader<TcpStream>) -> Result<Option<bool>> {
-    let (mut is_health, mut length) = (false, 0);
+/// A request, as far as an engine needs it.
+pub(super) struct Asked {
+    /// Whether it is a GET, which is for the engine's health
+    pub(super) is_get: bool,
+    pub(super) body: Vec<u8>,
+}
+
+/// The next request; nothing at the end of the connection.
+pub(super) fn read_request(reader: &mut BufReader<TcpStream>) -> Result<Option<Asked>> {
+    let (mut is_get, mut length) = (false, 0);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
             return Ok(None);
         }
         let line = line.trim().to_ascii_lowercase();
-        is_health |= line.starts_with("get ");
+        is_get |= line.starts_with("get ");
         if let Some(value) = line.strip_prefix("content-length:") {
             length = value.trim().parse()?;
         }
         if line.is_empty() {
             let mut body = vec![0; length];
             reader.read_exact(&mut body)?;
-            return Ok(Some(is_health));
+            return Ok(Some(Asked { is_get, body }));
         }
     }
 }

@@ -46,14 +46,23 @@ impl Queen {
     /// When it ends otherwise, or not at all.
     #[track_caller]
     pub fn assert_task_ends(&self, job_id: &str, wanted: &str) -> Value {
+        let task = self.ended_task(job_id);
+        assert_eq!(task["state"], wanted, "{task}");
+        task
+    }
+
+    /// Waits until a task has ended, however; returns it.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[track_caller]
+    pub fn ended_task(&self, job_id: &str) -> Value {
         let ended = until(LONGEST, || {
             let task = self.task(job_id);
             let is_open = task["state"] == "queued" || task["state"] == "running";
             (!is_open).then_some(task)
         });
-        let task = ended.unwrap_or_else(|| panic!("it never ends: {}", self.task(job_id)));
-        assert_eq!(task["state"], wanted, "{task}");
-        task
+        ended.unwrap_or_else(|| panic!("it never ends: {}", self.task(job_id)))
     }
 
     /// The tasks that a query lists, newest first, over all pages.

@@ -1,6 +1,7 @@
 //! A worker's stream on its way to the client.
 
 mod raw;
+mod typed;
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,15 +16,17 @@ use super::call::{Call, Payload};
 use super::lease::Lease;
 use super::{Journal, Step};
 use crate::brain::{Aftermath, Blame, Report};
-use crate::domain::{Outcome, StopReason, TaskEvent, Usage, WorkerProtocol};
+use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol};
 use crate::error::{Code, Error};
 use crate::killpoint;
+use crate::relay::chunk::Choices;
 use crate::relay::connection::Connection;
 use crate::relay::pool::{Answer, Pool};
 use crate::relay::refusal::Refusal;
+use crate::relay::said;
 use crate::relay::sse::{self, Splitter};
 use crate::relay::tokens::Demand;
-use crate::relay::translate::{CompletionWriter, Piece, read_event};
+use crate::relay::translate::CompletionWriter;
 use crate::relay::usage::{StreamUsage, filled};
 
 /// So many bytes of an event are a step forward: fewer don't hold off the end of patience.
@@ -66,13 +69,15 @@ pub(super) struct Streaming {
     /// Where the text goes that is kept as the job's result.
     journal: Option<Arc<Journal>>,
     max_text_bytes: usize,
-    /// Bytes of an event that has not ended.
+    /// Bytes of an event that has not ended, since the last step forward.
     unmoved: usize,
     moved: bool,
     first_token: Option<Instant>,
     /// Whether the client has got a part of the answer.
     relayed: bool,
     stop: Option<(StopReason, Option<String>)>,
+    /// Which choices of a raw stream have ended.
+    choices: Choices,
     /// How the attempt ends, once that is known.
     outcome: Option<Outcome>,
     /// Who is to blame if it does not complete.
@@ -121,6 +126,7 @@ impl Streaming {
             first_token: None,
             relayed: false,
             stop: None,
+            choices: Choices::default(),
             outcome: None,
             blame: Blame::Unclear,
             suspect: false,
@@ -188,22 +194,30 @@ impl Streaming {
     }
 
     fn take_in(&mut self, data: Bytes) {
-        self.unmoved += data.len();
-        let pushed = self.splitter.push(data);
-        if self.unmoved >= PROGRESS_BYTES || pushed.as_ref().is_ok_and(|block| !block.is_empty()) {
-            self.moved = true;
-            self.unmoved = 0;
-        }
-        match pushed {
+        let length = data.len();
+        match self.splitter.push(data) {
             Err(sse::TooLong) => self.fail(Error::new(
                 Code::UpstreamInvalid,
                 "the worker sent an event that is longer than limits.max_event_bytes",
             )),
-            Ok(block) if block.is_empty() => {}
-            Ok(block) => match self.form {
-                Form::Raw { wants_usage } => self.relay(block, wants_usage),
-                _ => self.translate(&block),
-            },
+            Ok(block) if block.is_empty() => {
+                self.unmoved += length;
+                if self.unmoved >= PROGRESS_BYTES && !self.splitter.is_in_comment() {
+                    self.moved = true;
+                    self.unmoved = 0;
+                }
+            }
+            Ok(block) => {
+                self.unmoved = 0;
+                self.take_events(block);
+            }
+        }
+    }
+
+    fn take_events(&mut self, block: Bytes) {
+        match self.form {
+            Form::Raw { wants_usage } => self.relay(block, wants_usage),
+            _ => self.translate(&block),
         }
     }
 
@@ -216,6 +230,11 @@ impl Streaming {
         if error.kind() == io::ErrorKind::InvalidData {
             let message = format!("the worker's answer can't be read: {error}");
             return self.fail(Error::new(Code::UpstreamInvalid, message));
+        }
+        // One answer of several may not have begun.
+        if self.demand.answers <= 1 && self.has_all() && !self.splitter.has_part() {
+            self.suspect = true;
+            return self.complete();
         }
         self.lost(&error.to_string());
     }
@@ -235,121 +254,32 @@ impl Streaming {
 
     fn upstream_ended(&mut self) {
         if self.splitter.has_part() {
-            self.lost("it stopped inside an event");
-        } else if matches!(self.form, Form::Raw { .. }) || self.stop.is_none() {
-            self.lost("it stopped before its end");
-        } else {
-            self.complete();
+            let last = self.splitter.take_part();
+            match said::is_whole(&last) {
+                // Nobody waits for the blank line behind the last event.
+                true => self.take_events(last),
+                false => return self.lost("it stopped inside an event"),
+            }
+        }
+        if self.outcome.is_none() {
+            match self.has_all() {
+                true => self.complete(),
+                false => self.lost("it stopped before its end"),
+            }
         }
     }
 
-    /// Reads whole events into pieces and writes them in the client's form.
-    fn translate(&mut self, block: &[u8]) {
-        let mut pieces = Vec::new();
-        for event in sse::events(block) {
-            if let Err(error) = read_event(self.lease.worker.protocol, event, &mut pieces) {
-                self.put(pieces);
-                return self.fail(error);
-            }
-        }
-        self.put(pieces);
-    }
-
-    fn put(&mut self, pieces: Vec<Piece>) {
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => self.put_text(text),
-                Piece::Stop { reason, matched } => self.stop = Some((reason, matched)),
-                Piece::Usage(usage) => self.usage = Some(usage),
-                Piece::Failed(refusal) => return self.refused(refusal),
-                Piece::Done if self.stop.is_some() => return self.complete(),
-                Piece::Done => return self.lost("it stopped before its end"),
-            }
+    /// Whether the worker has said how its answer ended: not all of them send `[DONE]` after that.
+    fn has_all(&self) -> bool {
+        match self.form {
+            Form::Raw { .. } => self.choices.have_ended(),
+            _ => self.stop.is_some(),
         }
     }
 
     fn begin(&mut self) {
         self.begun = true;
         self.first_token.get_or_insert_with(Instant::now);
-    }
-
-    fn put_text(&mut self, text: String) {
-        self.begin();
-        if let Some(error) = self.keep(&text) {
-            return self.fail(error);
-        }
-        let step = match &self.form {
-            Form::Completion { writer, .. } => Step::Data(sse::encode(
-                writer.chunk(&text, None).to_string().as_bytes(),
-            )),
-            _ => Step::Event(TaskEvent::Token {
-                text,
-                index: self.tokens,
-            }),
-        };
-        self.tokens += 1;
-        self.ready.push_back(step);
-    }
-
-    /// Keeps the text as a part of the result; says why it can't be.
-    fn keep(&mut self, text: &str) -> Option<Error> {
-        let journal = self.journal.as_ref()?;
-        if journal.text_len() + text.len() > self.max_text_bytes {
-            self.blame = Blame::Request;
-            return Some(Error::new(
-                Code::UpstreamInvalid,
-                "the worker's answer is longer than limits.max_response_bytes",
-            ));
-        }
-        let error = journal.add(text).err()?;
-        // No worker is to blame, and another could say no more.
-        self.blame = Blame::Request;
-        Some(error)
-    }
-
-    /// The worker has said everything.
-    fn complete(&mut self) {
-        let usage = self.usage();
-        let (reason, matched) = self.stop.clone().unwrap_or((StopReason::Eos, None));
-        match &self.form {
-            Form::Completion {
-                writer,
-                wants_usage,
-            } => {
-                let mut last = vec![writer.chunk("", Some(reason))];
-                last.extend(wants_usage.then(|| writer.usage(usage)));
-                let events = last
-                    .iter()
-                    .map(|chunk| sse::encode(chunk.to_string().as_bytes()));
-                let done = Bytes::from_static(sse::DONE);
-                self.ready.extend(events.chain([done]).map(Step::Data));
-            }
-            _ => {
-                let decoding = self
-                    .first_token
-                    .map_or_else(Default::default, |at| at.elapsed());
-                let seconds = decoding.as_secs_f64();
-                let intervals = usage.tokens_out.saturating_sub(1) as f64;
-                let tokens_per_sec = if seconds > 0.0 {
-                    intervals / seconds
-                } else {
-                    0.0
-                };
-                let vram_bytes = self.lease.worker.vram_bytes;
-                let end = TaskEvent::End {
-                    tokens_out: usage.tokens_out,
-                    decode_time_ms: u64::try_from(decoding.as_millis()).unwrap_or(u64::MAX),
-                    stop_reason: reason,
-                    stop_sequence_matched: matched,
-                };
-                let metrics = TaskEvent::Metrics {
-                    tokens_per_sec,
-                    vram_bytes,
-                };
-                self.ready.extend([Step::Event(metrics), Step::Event(end)]);
-            }
-        }
-        self.outcome = Some(Outcome::Complete);
     }
 
     fn report(&mut self, outcome: Outcome) -> Report {

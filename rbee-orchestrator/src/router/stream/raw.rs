@@ -3,16 +3,16 @@
 
 use std::sync::LazyLock;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use memchr::memchr;
 use memchr::memmem::Finder;
-use serde::de::IgnoredAny;
 
 use super::Streaming;
-use crate::domain::{Outcome, WorkerProtocol};
+use crate::domain::Outcome;
+use crate::error::Result;
+use crate::relay::chunk::Chunk;
+use crate::relay::said::{self, Said};
 use crate::relay::sse;
-use crate::relay::translate::{Piece, read_event, unreadable};
-use crate::relay::usage::ChunkUsage;
 use crate::router::Step;
 
 /// What tells a token from all else. Made once: to make a finder takes longer than to search a token
@@ -20,76 +20,110 @@ use crate::router::Step;
 struct Marks {
     usage: Finder<'static>,
     error: Finder<'static>,
-    content: Finder<'static>,
-    text: Finder<'static>,
+    finish: Finder<'static>,
 }
 
 static MARKS: LazyLock<Marks> = LazyLock::new(|| Marks {
     usage: Finder::new("\"usage\""),
     error: Finder::new("\"error\""),
-    content: Finder::new("content\""),
-    text: Finder::new("\"text\""),
+    finish: Finder::new("\"finish_reason\""),
 });
 
 impl Streaming {
     /// Passes whole events on as they are. Nearly all are tokens, and one look tells that.
     pub(super) fn relay(&mut self, block: Bytes, wants_usage: bool) {
-        let marks = &*MARKS;
-        let plain = marks.usage.find(&block).is_none()
-            && marks.error.find(&block).is_none()
-            && std::str::from_utf8(&block).is_ok();
-        if !self.begun && has_text(&block) {
-            self.begin();
-        }
-        if plain && let Some(events) = objects(&block) {
+        // Of several choices each event may end one.
+        if self.begun
+            && self.demand.answers <= 1
+            && is_plain(&block)
+            && let Some(events) = objects(&block)
+        {
             self.tokens += events;
-            self.ready.push_back(Step::Data(block));
-            return;
+            self.moved = true;
+            return self.ready.push_back(Step::Data(block));
         }
-        let mut out = BytesMut::with_capacity(block.len());
+        let (mut from, mut at) = (0, 0);
         for event in sse::events(&block) {
-            if self.passes(event, wants_usage) {
-                out.extend_from_slice(event);
+            let end = at + event.len();
+            if !self.passes(event, wants_usage) {
+                self.pass(block.slice(from..at));
+                from = end;
             }
+            at = end;
             if self.outcome.is_some() {
                 break;
             }
         }
-        if !out.is_empty() {
-            self.ready.push_back(Step::Data(out.freeze()));
+        self.pass(block.slice(from..at));
+    }
+
+    fn pass(&mut self, events: Bytes) {
+        if !events.is_empty() {
+            self.ready.push_back(Step::Data(events));
         }
     }
 
     /// Looks at one event of a raw stream; says whether the client gets it.
     fn passes(&mut self, event: &[u8], wants_usage: bool) -> bool {
-        if sse::is_done(event) {
-            self.outcome = Some(Outcome::Complete);
-            return true;
-        }
-        let is_json = |data: &[u8]| serde_json::from_slice::<IgnoredAny>(data).is_ok();
-        let data = sse::data(event);
-        if std::str::from_utf8(event).is_err() || data.as_ref().is_some_and(|data| !is_json(data)) {
-            self.fail(unreadable(event));
-            return false;
-        }
-        let Some(data) = data else { return true };
-        if let Some(usage) = ChunkUsage::read(&data) {
-            let alone = usage.is_alone();
-            self.counted.add(&usage);
-            self.tokens += u64::from(!alone);
-            return wants_usage || !alone;
-        }
-        let mut pieces = Vec::new();
-        if MARKS.error.find(&data).is_some()
-            && read_event(WorkerProtocol::OpenAi, event, &mut pieces).is_ok()
-            && let Some(Piece::Failed(refusal)) = pieces.pop()
-        {
-            self.refused(refusal);
-            return false;
-        }
-        self.tokens += 1;
-        true
+        self.look(event, wants_usage).unwrap_or_else(|error| {
+            self.fail(error);
+            false
+        })
     }
+
+    fn look(&mut self, event: &[u8], wants_usage: bool) -> Result<bool> {
+        if std::str::from_utf8(event).is_err() {
+            return Err(said::unreadable(event));
+        }
+        let (data, named) = match said::read(event)? {
+            Said::Object { data, named } => (data, named),
+            Said::Nothing => return Ok(false),
+            Said::Done => {
+                self.outcome = Some(Outcome::Complete);
+                return Ok(true);
+            }
+            Said::Failed(refusal) => {
+                self.refused(refusal);
+                return Ok(false);
+            }
+        };
+        let chunk = Chunk::read(&data)?;
+        if named && chunk.is_foreign() {
+            return Ok(false);
+        }
+        self.moved = true;
+        self.choices.note(&chunk);
+        self.counted.add(&chunk);
+        let tokens = chunk.tokens();
+        if tokens > 0 {
+            self.begin();
+            self.tokens += tokens;
+        }
+        let is_usage = chunk.usage.is_some() && chunk.is_bare();
+        match chunk.refusal {
+            Some(refusal) => self.refused(refusal),
+            None => return Ok(wants_usage || !is_usage),
+        }
+        Ok(false)
+    }
+}
+
+/// Whether nothing but text stands in these events.
+fn is_plain(block: &[u8]) -> bool {
+    MARKS.usage.find(block).is_none()
+        && MARKS.error.find(block).is_none()
+        && !is_last(block)
+        && std::str::from_utf8(block).is_ok()
+}
+
+/// Whether a choice ends here: a `finish_reason` that is a text.
+fn is_last(block: &[u8]) -> bool {
+    let key = &MARKS.finish;
+    key.find_iter(block).any(|at| {
+        let rest = block[at + key.needle().len()..].trim_ascii_start();
+        let value = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start);
+        value.is_some_and(|value| value.starts_with(b"\""))
+    })
 }
 
 /// How many events there are, if each is one line with an object.
@@ -105,22 +139,6 @@ fn objects(block: &[u8]) -> Option<u64> {
         count += 1;
     }
     Some(count)
-}
-
-/// Whether a chunk carries text: a `content` or `text` that is not empty.
-fn has_text(block: &[u8]) -> bool {
-    let is_filled = |rest: &[u8]| {
-        let value = rest
-            .trim_ascii_start()
-            .strip_prefix(b":")
-            .map(<[u8]>::trim_ascii_start);
-        value.is_some_and(|value| value.starts_with(b"\"") && !value.starts_with(b"\"\""))
-    };
-    let found = |key: &Finder<'_>| {
-        let mut places = key.find_iter(block);
-        places.any(|at| is_filled(&block[at + key.needle().len()..]))
-    };
-    found(&MARKS.content) || found(&MARKS.text)
 }
 
 #[cfg(test)]

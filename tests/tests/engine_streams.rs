@@ -1,0 +1,221 @@
+//! What engines write into a stream beside the answer, and how their streams end: a good answer is one
+//! whatever its engine adds, and an error is told in the engine's own words.
+
+use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
+use rbee_tests::harness::{Answer, Event, EventEngine, Home, Queen, Reply, Shared, assert_error};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn shared() -> Arc<(Queen, Home)> {
+    static QUEEN: Shared<(Queen, Home)> = Shared::new();
+    QUEEN.get(|| {
+        let home = Home::new();
+        let launch = home.queen();
+        let launch = launch.config("breaker = { failures = 1000, min_attempts = 1000 }");
+        (launch.start(), home)
+    })
+}
+
+/// An engine with one script, registered for a model of its own.
+struct Scripted {
+    shared: Arc<(Queen, Home)>,
+    engine: EventEngine,
+    model: String,
+}
+
+impl Scripted {
+    #[track_caller]
+    fn new(script: impl Fn(&Value) -> Answer + Send + Sync + 'static) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let shared = shared();
+        let model = format!("file:scripted-{}", COUNT.fetch_add(1, Relaxed));
+        let engine = EventEngine::start(script).expect("a port");
+        shared.0.register_url(&engine.url(), &model, &json!({}));
+        Scripted {
+            shared,
+            engine,
+            model,
+        }
+    }
+
+    fn answering(answer: Answer) -> Self {
+        Self::new(move |_| answer.clone())
+    }
+
+    fn queen(&self) -> &Queen {
+        &self.shared.0
+    }
+
+    fn chat(&self, more: &Value) -> Value {
+        let mut body = json!({"model": self.model, "stream": true,
+                              "messages": [{"role": "user", "content": "x"}]});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
+        body
+    }
+
+    /// The chat's stream, event by event, comments too; it ends with `[DONE]`.
+    #[track_caller]
+    fn events(&self, more: &Value) -> (Vec<Value>, Value) {
+        let stream = self.queen().stream(CHAT, &self.chat(more));
+        let stream = stream.expect("an answer");
+        assert_eq!(stream.status, 200);
+        let id = stream.headers["x-job-id"]
+            .to_str()
+            .expect("an id")
+            .to_owned();
+        let events = stream.rest();
+        (events, self.queen().ended_task(&id))
+    }
+
+    #[track_caller]
+    fn task(&self) -> Vec<Value> {
+        let task = self.chat(&json!({"temperature": 0}));
+        let stream = self.queen().stream("/v2/tasks", &task);
+        stream.expect("an answer").rest()
+    }
+
+    /// Both a chat and a task bring this text, and count as complete.
+    #[track_caller]
+    fn says(&self, text: &str) {
+        let (events, record) = self.events(&json!({}));
+        assert_eq!(content(&events), text, "{events:#?}");
+        assert_eq!(record["state"], "complete", "{record}");
+        assert_eq!(assert_task_completed(&self.task()), text);
+    }
+
+    /// Both a chat and a task end with this error.
+    #[track_caller]
+    fn fails(&self, code: &str, words: &str) {
+        let (events, record) = self.events(&json!({}));
+        let error = &events.last().expect("an error")["error"];
+        assert_eq!(error["code"], code, "{events:#?}");
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains(words), "{message}");
+        assert_eq!(record["state"], "failed", "{record}");
+        assert_eq!(record["error"]["code"], code, "{record}");
+        assert_task_failed(&self.task(), code, &[words]);
+    }
+}
+
+fn content(events: &[Value]) -> String {
+    let deltas = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    deltas.collect()
+}
+
+fn hello() -> Answer {
+    Answer::stream().text("Hello").text(" there")
+}
+
+#[test]
+fn a_stream_that_says_how_it_ended_is_complete_without_done() {
+    let forms = [
+        hello().finish("stop"),
+        hello().finish("stop").usage(5, 2),
+        // No blank line behind the last event, or half of a mark.
+        hello().raw("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n"),
+        hello().finish("stop").raw("data: [DONE]"),
+        // The connection breaks where there was nothing left to say.
+        hello().finish("stop").broken(),
+    ];
+    for form in forms {
+        Scripted::answering(form).says("Hello there");
+    }
+}
+
+#[test]
+fn a_stream_that_stops_before_its_end_is_none() {
+    for form in [
+        hello(),
+        hello().broken(),
+        hello().finish("stop").raw("data: {\"cho"),
+    ] {
+        Scripted::answering(form).fails("WORKER_FAILED", "broke off");
+    }
+    // One of two answers has ended.
+    let one =
+        Answer::stream().event(&json!({"choices": [{"index": 1, "delta": {"content": "a"}}]}));
+    let (events, record) =
+        Scripted::answering(one.text("b").finish("stop")).events(&json!({"n": 2}));
+    let error = &events.last().expect("an error")["error"];
+    assert_eq!(error["code"], "WORKER_FAILED", "{events:#?}");
+    assert_eq!(record["state"], "failed");
+}
+
+#[test]
+fn an_error_in_a_stream_is_told_in_the_engines_words_in_every_form() {
+    let words = "the GPU is on fire";
+    for error in [
+        format!("error: {{\"code\":500,\"message\":\"{words}\",\"type\":\"server_error\"}}\n\n"),
+        format!("event: error\ndata: {{\"code\":500,\"message\":\"{words}\"}}\n\n"),
+        format!("event: error\ndata: {words}\n\n"),
+        format!("data: {{\"error\":{{\"code\":500,\"message\":\"{words}\"}}}}\n\n"),
+        format!("data: {{\"error\":\"{words}\"}}\n\n"),
+        format!("data: {{\"object\":\"error\",\"message\":\"{words}\",\"code\":500}}\n\n"),
+        format!("{{\"error\":{{\"message\":\"{words}\"}}}}\n\n"),
+    ] {
+        for end in ["", "data: [DONE]\n\n"] {
+            let first = Answer::stream().raw(&error).raw(end);
+            Scripted::answering(first).fails("WORKER_FAILED", words);
+            let later = hello().raw(&error).raw(end);
+            Scripted::answering(later).fails("WORKER_FAILED", words);
+        }
+    }
+    let callers =
+        "error: {\"code\":400,\"message\":\"the request is longer than the context\"}\n\n";
+    let scripted = Scripted::answering(Answer::stream().raw(callers));
+    scripted.fails("INVALID_REQUEST", "the request is longer than the context");
+}
+
+#[test]
+fn an_error_under_a_status_that_says_yes_is_an_error() {
+    let error = json!({"error": {"message": "the GPU is on fire", "code": 500}});
+    let scripted = Scripted::answering(Answer::json(200, &error));
+    for stream in [false, true] {
+        let reply: Reply = scripted
+            .queen()
+            .ask(CHAT, &scripted.chat(&json!({"stream": stream})));
+        assert_error(&reply, 502, "WORKER_FAILED", &["the GPU is on fire"]);
+    }
+    assert_task_failed(&scripted.task(), "WORKER_FAILED", &["the GPU is on fire"]);
+}
+
+#[test]
+fn events_that_say_nothing_reach_nobody() {
+    let pings = [
+        ": ping\n\n",
+        "event: ping\n\n",
+        "data:\n\n",
+        "data: null\n\n",
+        "data: {}\n\n",
+        "event: ping\ndata: {}\n\n",
+        "event: ping\ndata: {\"type\":\"ping\"}\n\n",
+        "event: keepalive\ndata: ping\n\n",
+        "retry: 3000\n\n",
+    ];
+    let all = pings.concat();
+    // Each in a write of its own, and all in one with the tokens around them.
+    let mut apart = Answer::stream().raw(&all).text("Hello");
+    for ping in pings {
+        apart = apart.raw(ping);
+    }
+    for answer in [apart, Answer::stream().raw(&all).text("Hello").raw(&all)] {
+        let scripted = Scripted::answering(answer.text(" there").raw(&all).finish("stop").done());
+        scripted.says("Hello there");
+        let stream = scripted.queen().stream(CHAT, &scripted.chat(&json!({})));
+        let mut stream = stream.expect("an answer");
+        let mut events = 0;
+        while let Some(event) = stream.next() {
+            assert!(!matches!(event, Event::Comment(_)), "{event:?}");
+            events += 1;
+        }
+        assert_eq!(events, 4, "two tokens, the end, [DONE]");
+        assert_eq!(scripted.engine.requests().len(), 3);
+    }
+}
