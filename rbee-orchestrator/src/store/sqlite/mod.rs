@@ -11,6 +11,7 @@ mod codes;
 mod failure;
 mod handover;
 mod hives;
+mod inserts;
 mod jobs;
 mod lock;
 mod op;

@@ -75,6 +75,16 @@ pub(super) trait Call: Send {
 }
 
 impl Op {
+    /// The job, if it is one that is written as a row and nothing else.
+    pub(super) fn only_row(&self) -> Option<&JobRecord> {
+        match self {
+            Op::Insert(new) if new.request.is_none() && new.record.result.is_none() => {
+                Some(&new.record)
+            }
+            _ => None,
+        }
+    }
+
     /// Does it, as a part of the transaction that is open.
     pub(super) fn apply(&mut self, statements: &mut Statements<'_>) -> rusqlite::Result<()> {
         match self {

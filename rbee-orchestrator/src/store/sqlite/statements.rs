@@ -2,19 +2,14 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 
-use super::codes::{kind_code, priority_code, state_code};
+use super::codes::state_code;
+use super::failure::is_about_the_step;
+use super::inserts::Inserts;
 use super::jobs::{self, checked};
 use super::usage::{self, Sums};
 use crate::domain::{Attempt, Ending, JobId, JobRecord, ModelRef, PlacedOn, TenantId, UnixMillis};
 use crate::store::steps::compare;
 use crate::store::{Submission, Submitted};
-
-const INSERT: &str = "INSERT INTO jobs (id, kind, priority, state, attempt, owner, model, tenant, \
-     session, worker, hive, why, submitted_at, started_at, ended_at, tokens_in, tokens_out, \
-     tokens_estimated, error_code, error_message, correlation_id, asynchronous, \
-     idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason, failures) \
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-     ON CONFLICT DO NOTHING";
 
 const CLAIM: &str = "UPDATE jobs SET state = 1, attempt = ?2, worker = ?3, hive = ?4, why = ?5, \
      started_at = ?6, model = ?7, not_before = NULL \
@@ -67,7 +62,7 @@ pub(super) struct Claim {
 /// The writer's statements, compiled once, and what the open transaction has counted.
 pub(super) struct Statements<'db> {
     pub(super) db: &'db Connection,
-    insert: Statement<'db>,
+    inserts: Inserts<'db>,
     claim: Statement<'db>,
     requeue: Statement<'db>,
     finish: Statement<'db>,
@@ -86,7 +81,7 @@ impl<'db> Statements<'db> {
     pub(super) fn new(db: &'db Connection) -> rusqlite::Result<Self> {
         Ok(Statements {
             db,
-            insert: db.prepare(INSERT)?,
+            inserts: Inserts::new(db)?,
             claim: db.prepare(CLAIM)?,
             requeue: db.prepare(REQUEUE)?,
             finish: db.prepare(FINISH)?,
@@ -118,39 +113,7 @@ impl<'db> Statements<'db> {
         job: &JobRecord,
         request: Option<&[u8]>,
     ) -> rusqlite::Result<bool> {
-        let placed = job.placed.as_ref();
-        let written = self.insert.execute(params![
-            job.id.0.as_bytes(),
-            kind_code(job.kind),
-            priority_code(job.priority),
-            state_code(job.state),
-            job.attempt,
-            job.owner.as_bytes(),
-            job.model.as_str(),
-            job.tenant.as_str(),
-            job.session.as_ref().map(|session| session.as_str()),
-            placed.map(|placed| placed.worker.as_str()),
-            placed.and_then(|placed| placed.hive.as_ref().map(|hive| hive.as_str())),
-            placed.map(|placed| placed.why.as_str()),
-            job.submitted_at.0,
-            job.started_at.map(|at| at.0),
-            job.ended_at.map(|at| at.0),
-            job.usage.map(|usage| usage.tokens_in.cast_signed()),
-            job.usage.map(|usage| usage.tokens_out.cast_signed()),
-            job.usage.map(|usage| usage.estimated),
-            job.error_code,
-            job.error_message,
-            job.correlation_id,
-            job.asynchronous,
-            job.idempotency_key,
-            job.request_hash.as_ref().map(|hash| &hash.0),
-            job.not_before.map(|at| at.0),
-            job.times.inference_ms.cast_signed(),
-            job.times.slot_ms.cast_signed(),
-            job.stop.map(|stop| stop.as_str()),
-            job.failures,
-        ])?;
-        if written == 0 {
+        if !self.inserts.one(job)? {
             return Ok(false);
         }
         let ended = job.state.is_ended();
@@ -163,6 +126,24 @@ impl<'db> Statements<'db> {
                 .execute(params![job.id.0.as_bytes(), result])?;
         }
         self.sums.add_record(job);
+        Ok(true)
+    }
+
+    /// Writes [`TOGETHER`](super::inserts::TOGETHER) new jobs that are nothing but rows; says whether it
+    /// did. It does not if there is anything wrong about one of them: which one, [`Statements::insert`]
+    /// finds.
+    pub(super) fn insert_together<'a>(
+        &mut self,
+        jobs: impl Iterator<Item = &'a JobRecord> + Clone,
+    ) -> rusqlite::Result<bool> {
+        match self.inserts.many(jobs.clone()) {
+            Ok(()) => {}
+            Err(error) if is_about_the_step(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        for job in jobs {
+            self.sums.add_record(job);
+        }
         Ok(true)
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::failure::{Faults, closed, is_about_the_step};
 use super::handover::{Handover, Tuning};
+use super::inserts::TOGETHER;
 use super::op::{Answer, Call, Finish, Op};
 use super::open::Opened;
 use super::queue::Waiting;
@@ -271,14 +272,21 @@ impl Scribe {
         let mut applied = start;
         loop {
             let (end, text_bytes) = self.batch_from(start);
-            for at in applied..end {
-                match self.taken.ops[at].apply(statements) {
-                    Ok(()) => {}
-                    Err(error) if is_about_the_step(&error) => return Ok(Applied::Not(at, error)),
-                    Err(error) => return Err(error),
+            while applied < end {
+                let next = end.min(applied + TOGETHER);
+                if !apply_together(&self.taken.ops[applied..next], statements)? {
+                    for at in applied..next {
+                        match self.taken.ops[at].apply(statements) {
+                            Ok(()) => {}
+                            Err(error) if is_about_the_step(&error) => {
+                                return Ok(Applied::Not(at, error));
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
                 }
+                applied = next;
             }
-            applied = end;
             if end < self.taken.ops.len() || !self.handover.take_awaited(&mut self.taken) {
                 return Ok(Applied::Batch(end, text_bytes));
             }
@@ -317,6 +325,15 @@ impl Scribe {
         tracing::error!(database = %self.faults.path().display(), "{message}");
         Error::new(Code::StoreFailed, message)
     }
+}
+
+/// Does some steps as one, if they are new jobs and as many as that takes; says whether it did.
+fn apply_together(ops: &[Op], statements: &mut Statements<'_>) -> rusqlite::Result<bool> {
+    let are_rows = ops.len() == TOGETHER && ops.iter().all(|op| op.only_row().is_some());
+    if !are_rows {
+        return Ok(false);
+    }
+    statements.insert_together(ops.iter().filter_map(Op::only_row))
 }
 
 /// What became of a batch: where it ends and how much text it has, or which step is to blame.

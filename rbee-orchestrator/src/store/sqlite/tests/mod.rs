@@ -6,6 +6,7 @@ mod failing;
 mod migrating;
 mod opening;
 mod same_as_memory;
+mod together;
 
 use tempfile::TempDir;
 
