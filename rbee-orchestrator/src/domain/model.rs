@@ -60,6 +60,10 @@ impl ModelRef {
     /// `INVALID_REQUEST` for an empty name, more than 512 characters, control characters or `..`
     /// as a path segment.
     pub fn check_name(name: &str) -> Result<()> {
+        let is_plain = !name.is_empty() && name.len() <= LONGEST;
+        if is_plain && name.bytes().all(|b| b.is_ascii_graphic()) && !name.contains("..") {
+            return Ok(());
+        }
         let problem = if name.trim().is_empty() {
             "is empty"
         } else if name.chars().count() > LONGEST {

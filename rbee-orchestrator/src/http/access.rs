@@ -74,15 +74,16 @@ impl Access {
         is_callback: bool,
         orchestrator: &Orchestrator,
     ) -> Result<Vec<HiveId>> {
-        let shown = bearer(&head.headers);
-        let hives = match shown.filter(|_| is_callback) {
-            Some(token) => orchestrator.hives_of_token(token),
-            None => Vec::new(),
+        let hives = match is_callback {
+            true => bearer(&head.headers).map(|token| orchestrator.hives_of_token(token)),
+            false => None,
         };
+        let hives = hives.unwrap_or_default();
         let Some(token) = &self.token else {
             self.refuse_web_pages(head)?;
             return Ok(hives);
         };
+        let shown = bearer(&head.headers);
         let is_right = |shown: &[u8]| bool::from(shown.ct_eq(token.as_bytes()));
         match shown {
             Some(shown) if !hives.is_empty() || is_right(shown) => Ok(hives),
@@ -102,14 +103,7 @@ impl Access {
     /// Headers).
     fn refuse_web_pages(&self, head: &Parts) -> Result<()> {
         let mut is_named_by_admin = false;
-        let hosts = head.headers.get_all(HOST).iter();
-        let hosts = hosts.map(http::HeaderValue::as_bytes);
-        let target = head
-            .uri
-            .authority()
-            .map(|target| target.as_str().as_bytes());
-        // All of them, for who stands before the queen may look at another one (RFC 9112, 3.2).
-        for host in hosts.chain(target) {
+        let mut is_host_ours = |host: &[u8]| {
             match self.whose(host) {
                 Some(Ours::ThisMachine) => {}
                 Some(Ours::NamedByAdmin) => is_named_by_admin = true,
@@ -118,29 +112,42 @@ impl Access {
                     return Err(forbidden("Host", host, cure));
                 }
             }
-        }
+            Ok(())
+        };
         let mut is_from_ours = false;
-        for origin in &head.headers.get_all(ORIGIN) {
-            let origin = origin.as_bytes();
-            let rest = |scheme: &[u8]| origin.strip_prefix(scheme);
-            let host = rest(b"http://").or_else(|| rest(b"https://"));
-            if host.and_then(|host| self.whose(host)).is_none() {
-                let cure = "set a token to call from web pages";
-                return Err(forbidden("Origin", origin, cure));
+        let (mut is_cross_site, mut is_same_site) = (false, false);
+        // In one walk, and all of them: who stands before the queen may look at another one (RFC 9112,
+        // 3.2).
+        for (name, value) in &head.headers {
+            if *name == HOST {
+                is_host_ours(value.as_bytes())?;
+            } else if *name == ORIGIN {
+                let origin = value.as_bytes();
+                let rest = |scheme: &[u8]| origin.strip_prefix(scheme);
+                let host = rest(b"http://").or_else(|| rest(b"https://"));
+                if host.and_then(|host| self.whose(host)).is_none() {
+                    let cure = "set a token to call from web pages";
+                    return Err(forbidden("Origin", origin, cure));
+                }
+                is_from_ours = true;
+            } else if *name == SEC_FETCH_SITE {
+                is_cross_site |= value == "cross-site";
+                is_same_site |= value == "same-site";
             }
-            is_from_ours = true;
         }
-        for site in &head.headers.get_all(&SEC_FETCH_SITE) {
-            let is_foreign = match site.as_bytes() {
-                b"cross-site" => true,
-                // All pages on `localhost` are of one site, and on this machine.
-                b"same-site" => is_named_by_admin,
-                _ => false,
+        if let Some(target) = head.uri.authority() {
+            is_host_ours(target.as_str().as_bytes())?;
+        }
+        // All pages on `localhost` are of one site, and on this machine.
+        let is_foreign = is_cross_site || (is_same_site && is_named_by_admin);
+        if is_foreign && !is_from_ours {
+            let site = if is_cross_site {
+                "cross-site"
+            } else {
+                "same-site"
             };
-            if is_foreign && !is_from_ours {
-                let cure = "a web page may start nothing here; set a token";
-                return Err(forbidden("Sec-Fetch-Site", site.as_bytes(), cure));
-            }
+            let cure = "a web page may start nothing here; set a token";
+            return Err(forbidden("Sec-Fetch-Site", site.as_bytes(), cure));
         }
         Ok(())
     }

@@ -194,9 +194,16 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The caller's correlation id if it is well formed, else a new one.
 fn correlation_id(headers: &HeaderMap) -> String {
-    let given = headers
-        .get(&CORRELATION_ID)
-        .or_else(|| headers.get(&REQUEST_ID));
+    let mut given = None;
+    for (name, value) in headers {
+        if *name == CORRELATION_ID {
+            given = Some(value);
+            break;
+        }
+        if *name == REQUEST_ID && given.is_none() {
+            given = Some(value);
+        }
+    }
     let is_good = |text: &&str| {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         (1..=128).contains(&text.len()) && text.bytes().all(allowed)

@@ -4,15 +4,19 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as HttpBody;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::body::Body;
 use super::{Context, answer, options, read};
 use crate::domain::JobKind;
 use crate::error::{Code, Error, Result};
 use crate::orchestrator::{ModelInfo, OpenAiRequest, RawHead, RawReply};
+
+// Made once: a name in text is checked and hashed anew each time.
+static JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 
 /// `POST /v1/chat/completions`, `/v1/completions`, `/v1/embeddings`.
 pub(super) async fn submit<B>(
@@ -42,8 +46,10 @@ where
         Some(Ok(head)) => whole(head),
         Some(Err(error)) => answer::error(&error, true, context.correlation_id),
     };
-    let id = HeaderValue::try_from(job.to_string()).expect("a UUID is ASCII");
-    response.headers_mut().insert("x-job-id", id);
+    let mut id = Uuid::encode_buffer();
+    let id = HeaderValue::from_str(job.0.hyphenated().encode_lower(&mut id));
+    let id = id.expect("a UUID is ASCII");
+    response.headers_mut().insert(&JOB_ID, id);
     Ok(response)
 }
 

@@ -2,26 +2,51 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderValue};
 
 use super::Context;
 use crate::domain::{Priority, RequestOptions, SessionId, TenantId, UnixMillis};
 use crate::error::{Code, Error, Result};
 
-// Made once: a name in text is checked and hashed anew with each look.
-static PRIORITY: HeaderName = HeaderName::from_static("x-priority");
-static TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
-static SESSION: HeaderName = HeaderName::from_static("x-session-id");
-static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-static TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-static HOPS: HeaderName = HeaderName::from_static("x-rbee-hops");
-static DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
-
 /// Queens that may pass a request on, one to the other: more are a circle.
 const MAX_HOPS: u32 = 4;
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>> {
-    let Some(value) = headers.get(name) else {
+/// What the headers say that are options; of several with one name the first.
+#[derive(Default)]
+struct Given<'a> {
+    priority: Option<&'a HeaderValue>,
+    tenant: Option<&'a HeaderValue>,
+    session: Option<&'a HeaderValue>,
+    idempotency_key: Option<&'a HeaderValue>,
+    timeout_ms: Option<&'a HeaderValue>,
+    hops: Option<&'a HeaderValue>,
+    deadline: Option<&'a HeaderValue>,
+}
+
+impl<'a> Given<'a> {
+    /// In one walk over the headers: most requests have few, and none of these.
+    fn read(headers: &'a HeaderMap) -> Self {
+        let mut given = Given::default();
+        for (name, value) in headers {
+            let option = match name.as_str() {
+                "x-priority" => &mut given.priority,
+                "x-tenant-id" => &mut given.tenant,
+                "x-session-id" => &mut given.session,
+                "idempotency-key" => &mut given.idempotency_key,
+                "x-request-timeout-ms" => &mut given.timeout_ms,
+                "x-rbee-hops" => &mut given.hops,
+                "x-request-deadline" => &mut given.deadline,
+                _ => continue,
+            };
+            option.get_or_insert(value);
+        }
+        given
+    }
+}
+
+/// A header's text, if there is any.
+fn text<'a>(name: &str, value: Option<&'a HeaderValue>) -> Result<Option<&'a str>> {
+    let Some(value) = value else {
         return Ok(None);
     };
     let value = value
@@ -35,12 +60,12 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
 /// # Errors
 /// `INVALID_REQUEST`, naming the header.
 pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
-    let headers = &context.headers;
+    let given = Given::read(&context.headers);
     let mut options = RequestOptions {
         correlation_id: Some(context.correlation_id.to_owned()),
         ..RequestOptions::default()
     };
-    if let Some(hops) = text(headers, &HOPS)? {
+    if let Some(hops) = text("X-Rbee-Hops", given.hops)? {
         options.hops = hops
             .parse()
             .map_err(|_| Error::invalid(format!("X-Rbee-Hops {hops:?} is not a number")))?;
@@ -52,19 +77,19 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
             return Err(Error::new(Code::LoopDetected, message));
         }
     }
-    if let Some(name) = text(headers, &PRIORITY)? {
+    if let Some(name) = text("X-Priority", given.priority)? {
         options.priority = priority(name)?;
     }
-    if let Some(tenant) = text(headers, &TENANT)? {
+    if let Some(tenant) = text("X-Tenant-Id", given.tenant)? {
         options.tenant = TenantId::new(tenant)?;
     }
-    if let Some(session) = text(headers, &SESSION)? {
+    if let Some(session) = text("X-Session-Id", given.session)? {
         options.session = Some(SessionId::new(session)?);
     }
-    if let Some(key) = text(headers, &IDEMPOTENCY_KEY)? {
+    if let Some(key) = text("Idempotency-Key", given.idempotency_key)? {
         options.idempotency_key = Some(key.to_owned());
     }
-    if let Some(timeout) = text(headers, &TIMEOUT_MS)? {
+    if let Some(timeout) = text("X-Request-Timeout-Ms", given.timeout_ms)? {
         let ms: u64 = timeout.parse().map_err(|_| {
             Error::invalid(format!(
                 "X-Request-Timeout-Ms {timeout:?} is not a number of milliseconds"
@@ -72,7 +97,7 @@ pub(super) fn from_headers(context: &Context<'_>) -> Result<RequestOptions> {
         })?;
         options.total_timeout = Some(Duration::from_millis(ms));
     }
-    if let Some(deadline) = text(headers, &DEADLINE)? {
+    if let Some(deadline) = text("X-Request-Deadline", given.deadline)? {
         let at = UnixMillis::parse(deadline).ok_or_else(|| {
             Error::invalid(format!(
                 "X-Request-Deadline {deadline:?} is not an RFC 3339 time"

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer as _, SeqAccess, Visitor};
+use serde::de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::openai::read_text;
 use super::refusal::{self, Refusal};
 use super::tokens::{self, Demand, MOST_TOKENS, of_text};
-use super::usage::{WireUsage, filled};
+use super::usage::{PlainUsage, WireUsage, filled};
 use crate::domain::Usage;
 
 /// What is read of an unstreamed answer.
@@ -36,6 +36,27 @@ impl Answer<'_> {
     }
 }
 
+/// An answer of which nothing needs a second look.
+#[derive(serde::Deserialize)]
+struct PlainAnswer {
+    usage: PlainUsage,
+    #[serde(default)]
+    choices: Option<IgnoredAny>,
+    #[serde(default)]
+    data: Option<IgnoredAny>,
+}
+
+impl PlainAnswer {
+    fn is_one(&self) -> bool {
+        self.choices.is_some() || self.data.is_some()
+    }
+}
+
+/// Whether both counts are there.
+fn is_whole(usage: &Usage) -> bool {
+    usage.tokens_in > 0 && usage.tokens_out > 0
+}
+
 /// Why a whole answer is none.
 #[derive(Debug)]
 pub(crate) enum NotAnswered {
@@ -57,6 +78,14 @@ impl From<serde_json::Error> for NotAnswered {
 /// # Errors
 /// When the answer is not a JSON object, or is an error.
 pub(crate) fn of_answer(body: &[u8], demand: &Demand) -> Result<Usage, NotAnswered> {
+    // In one reading, if it is plain; what there is to be said of any other, the next one finds.
+    if demand.answers <= 1
+        && let Ok(plain) = read_text::<PlainAnswer>(body)
+        && plain.is_one()
+        && let Some(usage) = WireUsage::from(plain.usage).counted().filter(is_whole)
+    {
+        return Ok(usage);
+    }
     let answer: Answer<'_> = read_text(body)?;
     if answer.is_refusal()
         && let Some(refusal) = refusal::in_answer(&read_text(body)?)
@@ -65,7 +94,6 @@ pub(crate) fn of_answer(body: &[u8], demand: &Demand) -> Result<Usage, NotAnswer
     }
     let counted = answer.usage.map(WireUsage::read);
     let counted = counted.and_then(WireUsage::counted);
-    let is_whole = |usage: &Usage| usage.tokens_in > 0 && usage.tokens_out > 0;
     if let Some(usage) = counted.filter(is_whole)
         && demand.answers <= 1
     {

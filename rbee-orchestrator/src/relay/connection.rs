@@ -139,9 +139,14 @@ impl Connection {
                 return Poll::Ready(None);
             }
             let early = std::mem::take(&mut self.early);
-            let taken = match early.is_empty() {
-                false => self.take(&early),
-                true => match ready!(self.poll_read_in_turn(cx, Self::take)) {
+            let taken = match (early.is_empty(), &self.framing) {
+                // As it is, when it is nothing but body.
+                (false, Framing::Length(left)) if early.len() as u64 == *left => {
+                    self.framing = Framing::Ended;
+                    Ok(early)
+                }
+                (false, _) => self.take(&early),
+                (true, _) => match ready!(self.poll_read_in_turn(cx, Self::take)) {
                     Ok(taken) => taken,
                     Err(error) => Err(error),
                 },

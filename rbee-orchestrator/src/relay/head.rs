@@ -1,6 +1,8 @@
 //! The head of a worker's answer (RFC 9112, sections 4 to 6), read strictly: where two readers could
 //! see the answer's end in two places, there is no answer, and the connection is not used again.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode};
 use memchr::memchr;
@@ -78,20 +80,32 @@ impl HeadReader {
         self.received.is_empty() && self.interim == 0
     }
 
+    /// Takes in what came next. After an error there is nothing more to take in.
     pub(super) fn push(&mut self, data: &[u8]) -> Result<Option<Opening>, SendError> {
-        self.received.extend_from_slice(data);
-        while let Some(length) = self.whole_head()? {
-            let opening = self.read(length)?;
-            if opening.is_some() {
-                return Ok(opening);
+        // As a rule a head comes as a whole, and need not be kept to be read.
+        let mut kept = std::mem::take(&mut self.received);
+        if !kept.is_empty() {
+            kept.extend_from_slice(data);
+        }
+        let unread = if kept.is_empty() { data } else { &kept[..] };
+        let mut rest = unread;
+        while let Some(length) = self.whole_head(rest)? {
+            let (head, behind) = rest.split_at(length);
+            rest = behind;
+            if let Some(opening) = self.read(head, behind)? {
+                return Ok(Some(opening));
             }
         }
+        let read = unread.len() - rest.len();
+        self.received = match kept.is_empty() {
+            true => BytesMut::from(rest),
+            false => kept.split_off(read),
+        };
         Ok(None)
     }
 
     /// The length of the first head, if all of it is there.
-    fn whole_head(&mut self) -> Result<Option<usize>, SendError> {
-        let received = &self.received[..];
+    fn whole_head(&mut self, received: &[u8]) -> Result<Option<usize>, SendError> {
         let first = received.len().min(BEGINNING.len());
         if received[..first] != BEGINNING[..first] {
             return invalid("it does not begin with an HTTP/1 status line");
@@ -122,14 +136,18 @@ impl HeadReader {
         Ok(whole)
     }
 
-    /// Reads a whole head; nothing if it is an interim one.
-    fn read(&mut self, length: usize) -> Result<Option<Opening>, SendError> {
-        let head = self.received.split_to(length);
+    /// Reads a whole head and what came behind it; nothing if it is an interim one.
+    fn read(&mut self, head: &[u8], behind: &[u8]) -> Result<Option<Opening>, SendError> {
         (self.line, self.scanned) = (0, 0);
-        let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut fields);
-        match response.parse(&head) {
-            Ok(httparse::Status::Complete(read)) if read == length => {}
+        let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut []);
+        let read = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut response,
+            head,
+            &mut fields,
+        );
+        match read {
+            Ok(httparse::Status::Complete(read)) if read == head.len() => {}
             Ok(_) => return invalid("the head has no end"),
             Err(httparse::Error::TooManyHeaders) => {
                 return invalid(format!("the head has more than {MAX_HEADERS} fields"));
@@ -147,7 +165,7 @@ impl HeadReader {
         }
         if status.is_informational() {
             self.interim += 1;
-            self.interim_bytes += length;
+            self.interim_bytes += head.len();
             if self.interim > MAX_INTERIM_HEADS {
                 return invalid(format!("more than {MAX_INTERIM_HEADS} interim heads came"));
             }
@@ -175,7 +193,7 @@ impl HeadReader {
             head: noted.head,
             framing,
             keep_alive: noted.keep_alive && !noted.closes,
-            early: self.received.split().freeze(),
+            early: Bytes::copy_from_slice(behind),
         }))
     }
 }

@@ -37,21 +37,24 @@ const LARGEST_USAGE_BYTES: usize = 16 << 10;
 
 /// The form that nearly all workers write.
 #[derive(serde::Deserialize)]
-struct PlainUsage {
+pub(super) struct PlainUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
 }
 
+impl From<PlainUsage> for WireUsage {
+    fn from(plain: PlainUsage) -> Self {
+        WireUsage {
+            prompt: plain.prompt_tokens.min(MOST_TOKENS),
+            completion: plain.completion_tokens.min(MOST_TOKENS),
+        }
+    }
+}
+
 impl WireUsage {
     pub(super) fn read(json: &RawValue) -> Self {
-        match serde_json::from_str(json.get()) {
-            Ok(PlainUsage {
-                prompt_tokens,
-                completion_tokens,
-            }) => WireUsage {
-                prompt: prompt_tokens.min(MOST_TOKENS),
-                completion: completion_tokens.min(MOST_TOKENS),
-            },
+        match serde_json::from_str::<PlainUsage>(json.get()) {
+            Ok(plain) => WireUsage::from(plain),
             Err(_) if json.get().len() > LARGEST_USAGE_BYTES => WireUsage::default(),
             Err(_) => serde_json::from_str(json.get()).unwrap_or_default(),
         }

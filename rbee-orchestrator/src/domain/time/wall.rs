@@ -4,6 +4,8 @@
 //! is resumed, a time server is wrong, somebody mistypes a date. So it is believed as long as it moves with the
 //! monotonic clock. A jump is believed when it has lasted; until then time goes on as before it.
 
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{LazyLock, Mutex, PoisonError};
 #[cfg(not(target_os = "linux"))]
 use std::time::Instant;
@@ -54,17 +56,34 @@ impl Belief {
     }
 }
 
+/// How long a look at the wall clock is good for, in ms of the monotonic one.
+const LOOK_LASTS_MS: i64 = 10;
+
+/// The last look: when, and by how much the believed time is ahead. The two need not be of the same look.
+static LOOKED_AT_MS: AtomicI64 = AtomicI64::new(i64::MIN);
+static AHEAD_MS: AtomicI64 = AtomicI64::new(0);
+
 /// What the time is.
 pub(super) fn now() -> UnixMillis {
+    let mono_ms = mono_ms();
+    if (0..LOOK_LASTS_MS).contains(&mono_ms.wrapping_sub(LOOKED_AT_MS.load(Acquire))) {
+        return UnixMillis(mono_ms + AHEAD_MS.load(Relaxed));
+    }
+    let now_ms = look(mono_ms);
+    AHEAD_MS.store(now_ms - mono_ms, Relaxed);
+    LOOKED_AT_MS.store(mono_ms, Release);
+    UnixMillis(now_ms)
+}
+
+fn look(mono_ms: i64) -> i64 {
     static BELIEF: LazyLock<Mutex<Belief>> = LazyLock::new(|| {
-        let ahead_ms = system_ms() - mono_ms();
         Mutex::new(Belief {
-            ahead_ms,
+            ahead_ms: system_ms() - self::mono_ms(),
             doubt: None,
         })
     });
     let mut belief = BELIEF.lock().unwrap_or_else(PoisonError::into_inner);
-    let (now, jump) = belief.read(mono_ms(), system_ms());
+    let (now, jump) = belief.read(mono_ms, system_ms());
     drop(belief);
     if let Some(jump_ms) = jump {
         tracing::warn!(
@@ -73,7 +92,7 @@ pub(super) fn now() -> UnixMillis {
             JUMP_BELIEVED_AFTER.as_secs() / 60
         );
     }
-    UnixMillis(now)
+    now
 }
 
 /// A clock before 1970 is not set at all.
