@@ -111,13 +111,18 @@ codes! {
 }
 
 /// What went wrong, in words and as a code.
+///
+/// `Display` is for logs: it shows [`Error::kept`], and the client is told `message`.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{code}: {message}", code = code.as_str())]
+#[error("{code}: {text}", code = code.as_str(), text = kept.as_deref().unwrap_or(message))]
 pub struct Error {
     /// Which kind.
     pub code: Code,
-    /// What was wrong, with what value, and what to do.
+    /// What was wrong, with what value, and what to do, for the client who asked. A worker's words may
+    /// quote the request.
     pub message: String,
+    /// The message without what it quotes of the request, where that differs.
+    pub(crate) kept: Option<Box<str>>,
     /// The field of the request that is to blame.
     pub param: Option<&'static str>,
     /// When to try again.
@@ -136,6 +141,7 @@ impl Error {
         Error {
             code,
             message: message.into(),
+            kept: None,
             param: None,
             retry_after: for_load.then_some(DEFAULT_RETRY_AFTER),
             details: None,
@@ -158,6 +164,30 @@ impl Error {
     /// `INTERNAL`.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Code::Internal, message)
+    }
+
+    /// The message as it may be stored, logged and shown to others: without the request's words, unless
+    /// `privacy.store_prompts` is set.
+    #[must_use]
+    pub fn kept(&self) -> &str {
+        self.kept.as_deref().unwrap_or(&self.message)
+    }
+
+    /// Keeps this in place of its message.
+    #[must_use]
+    pub(crate) fn keep(mut self, kept: impl Into<Box<str>>) -> Self {
+        self.kept = Some(kept.into());
+        self
+    }
+
+    /// Says the same in other words, made from the message.
+    #[must_use]
+    pub(crate) fn rephrased(self, words: impl Fn(&str) -> String) -> Self {
+        Error {
+            message: words(&self.message),
+            kept: self.kept.map(|kept| words(&kept).into()),
+            ..self
+        }
     }
 
     /// Names the field to blame.
@@ -198,5 +228,23 @@ impl Error {
             .get_or_insert_default()
             .insert(key.to_owned(), value.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_what_logs_show_however_it_is_rephrased() {
+        let error = Error::new(Code::WorkerFailed, "no 'secret'");
+        assert_eq!(error.to_string(), "WORKER_FAILED: no 'secret'");
+        let error = error.keep("no […]");
+        let error = error
+            .rephrased(|why| format!("it said: {why}"))
+            .detail("a", 1);
+        assert_eq!(error.message, "it said: no 'secret'");
+        assert_eq!(error.kept(), "it said: no […]");
+        assert_eq!(error.to_string(), "WORKER_FAILED: it said: no […]");
     }
 }

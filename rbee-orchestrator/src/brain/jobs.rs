@@ -241,10 +241,8 @@ impl Brain {
         }
         let waited = humantime(job.request.queue_timeout);
         let error = match self.queue.group(&job.key).map(|group| &group.waits) {
-            Some(Waits::Place(why)) => Error {
-                message: format!("there was no place within {waited}: {}", why.message),
-                ..Error::clone(why)
-            },
+            Some(Waits::Place(why)) => Error::clone(why)
+                .rephrased(|why| format!("there was no place within {waited}: {why}")),
             Some(Waits::Fetch(hive)) => Error::new(
                 Code::ModelLoading,
                 format!(

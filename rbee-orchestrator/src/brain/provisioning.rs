@@ -127,10 +127,8 @@ impl Brain {
                 failed.push(FailedFetch {
                     model: model.clone(),
                     until: now.mono + retry_after,
-                    error: Error {
-                        message: format!("model {model} could not be fetched: {}", error.message),
-                        ..error
-                    },
+                    error: error
+                        .rephrased(|why| format!("model {model} could not be fetched: {why}")),
                 });
                 self.pump_model(now, model, out);
                 self.fetch_next(now, out);

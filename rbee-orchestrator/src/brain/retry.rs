@@ -221,14 +221,16 @@ impl Brain {
     pub(super) fn end_in_vain(&mut self, now: Now, id: JobId, error: Error, out: &mut Vec<Action>) {
         let past = self.jobs.get(&id).and_then(|job| job.past.as_deref());
         let error = match past {
-            Some(past) if matches!(past.blame, Blame::Load(_)) => Error::new(
-                Code::NoCapacity,
-                format!(
-                    "every worker with the model had too much to do: {}",
-                    past.error.message
-                ),
-            )
-            .retry_after(within_reason(past.error.retry_after)),
+            Some(past) if matches!(past.blame, Blame::Load(_)) => {
+                let told =
+                    |why: &str| format!("every worker with the model had too much to do: {why}");
+                let error = Error {
+                    code: Code::NoCapacity,
+                    details: None,
+                    ..past.error.clone().rephrased(told)
+                };
+                error.retry_after(within_reason(past.error.retry_after))
+            }
             Some(past) => past.error.clone(),
             None => error,
         };

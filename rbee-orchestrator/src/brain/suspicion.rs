@@ -119,11 +119,13 @@ impl Brain {
         let mut workers: Vec<&str> = guilty.map(|fault| fault.worker.as_str()).collect();
         workers.push(worker.as_str());
         workers.dedup();
-        let message = format!(
-            "{}; the request failed on {} and is given to no other worker, since it may be the cause",
-            error.message,
-            workers.join(" and ")
-        );
-        Error { message, ..error }.detail("suspect", true)
+        let workers = workers.join(" and ");
+        let told = |why: &str| {
+            format!(
+                "{why}; the request failed on {workers} and is given to no other worker, since it may \
+                 be the cause"
+            )
+        };
+        error.rephrased(told).detail("suspect", true)
     }
 }

@@ -11,6 +11,7 @@ use super::Brain;
 use super::breaker::{Ticket, Verdict};
 use super::event::{Action, Blame, Report};
 use super::job::Due;
+use crate::error::Error;
 
 /// How long a worker of a hive that broke off an attempt may take to answer its health check. Its
 /// attempts' own time-outs have run by then: a worker that is alive and idle answers at once, and
@@ -56,7 +57,7 @@ impl Brain {
             let old = notes.reopens.replace(until);
             old.map(|old| self.due.remove(&(old, Due::Reopen(id.clone()))));
             self.schedule(until, Due::Reopen(id.clone()));
-            let last = report.outcome.error().map_or("", |error| &error.message);
+            let last = report.outcome.error().map_or("", Error::kept);
             let note = BreakerNote {
                 state: BreakerState::Open,
                 until: Some(now.wall + until.since(now.mono)),

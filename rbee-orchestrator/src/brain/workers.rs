@@ -394,8 +394,6 @@ impl Brain {
 }
 
 fn could_not_load(model: &ModelRef, error: &Error) -> Error {
-    Error {
-        message: format!("model {model} could not be loaded: {}", error.message),
-        ..error.clone()
-    }
+    let told = |why: &str| format!("model {model} could not be loaded: {why}");
+    error.clone().rephrased(told)
 }

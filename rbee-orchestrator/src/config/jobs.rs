@@ -213,8 +213,8 @@ impl Default for RetentionConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrivacyConfig {
-    /// Whether the requests of interactive tasks are stored. Asynchronous tasks need theirs
-    /// until they have ended.
+    /// Whether requests are stored, and errors with what they quote of them. Asynchronous tasks need
+    /// their requests until they have ended.
     pub store_prompts: bool,
 }
 

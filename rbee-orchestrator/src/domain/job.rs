@@ -334,7 +334,7 @@ impl JobRecord {
             self.result = ending.result;
             if let Some(error) = ending.outcome.error() {
                 self.error_code = Some(error.code.as_str().to_owned());
-                self.error_message = Some(error.message.clone());
+                self.error_message = Some(error.kept().to_owned());
             }
         }
         wins

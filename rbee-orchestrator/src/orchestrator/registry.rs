@@ -255,13 +255,9 @@ impl Orchestrator {
         if !is_back {
             driver.store.remove_hive(id).await?;
         }
-        left.map_err(|error| Error {
-            message: format!(
-                "hive {id} is removed, but what runs there was not stopped: {}",
-                error.message
-            ),
-            ..error
-        })
+        let told =
+            |why: &str| format!("hive {id} is removed, but what runs there was not stopped: {why}");
+        left.map_err(|error| error.rephrased(told))
     }
 
     /// Stops every hive that a queen started, unless they are to be left running.

@@ -8,6 +8,7 @@ mod head;
 pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;
+pub(crate) mod redaction;
 pub(crate) mod refusal;
 pub(crate) mod said;
 pub(crate) mod sse;

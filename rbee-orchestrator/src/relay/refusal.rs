@@ -35,7 +35,7 @@ pub(crate) const LONGEST_BODY: usize = 64 << 10;
 pub(crate) const LONGEST_TEXT: usize = 4 << 10;
 
 /// Said at the end of a text that was cut.
-const CUT: &str = "… (cut)";
+pub(super) const CUT: &str = "… (cut)";
 
 /// Text of a body that is no JSON is shown up to this length.
 const SHOWN_CHARS: usize = 200;
@@ -128,10 +128,7 @@ pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
     let object = value.as_ref().map(inner);
     let said = match object {
         Some(object) => words(object),
-        None => {
-            let text = String::from_utf8_lossy(body);
-            text.trim().chars().take(SHOWN_CHARS).collect()
-        }
+        None => shown(String::from_utf8_lossy(body).trim()),
     };
     let fault = match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Fault::Load,
@@ -143,6 +140,14 @@ pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
         _ => of(object, &said),
     };
     refusal(fault, said, Some(status))
+}
+
+/// The beginning of a body that is no JSON.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => text[..end].to_owned() + CUT,
+        None => text.to_owned(),
+    }
 }
 
 /// A text up to the length that is kept.

@@ -95,10 +95,9 @@ fn bare_error(text: &[u8]) -> Option<Refusal> {
 
 pub(crate) fn unreadable(data: &[u8]) -> Error {
     let shown: String = String::from_utf8_lossy(data).chars().take(120).collect();
-    Error::new(
-        Code::UpstreamInvalid,
-        format!("the worker sent an event that can't be read: {shown:?}"),
-    )
+    let what = "the worker sent an event that can't be read";
+    // It may be a part of an answer.
+    Error::new(Code::UpstreamInvalid, format!("{what}: {shown:?}")).keep(what)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::call::{Call, Payload, outgoing, request};
 use super::gathered::Gathered;
+use super::privacy::Privacy;
 use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol, WorkerSpec};
 use crate::error::{Code, Error, Result};
@@ -28,14 +29,14 @@ pub(crate) struct Whole {
     pub(crate) retry_after: Option<HeaderValue>,
     pub(crate) body: Bytes,
     usage: Option<Usage>,
+    /// What it says, where it is an error.
+    refused: Option<Error>,
 }
 
 impl Whole {
     pub(super) fn report(&self, took: Duration) -> Report {
-        let outcome = match self.status.is_success() {
-            true => Outcome::Complete,
-            false => Outcome::Failed(refusal::read(self.status, &self.body).error),
-        };
+        let refused = self.refused.clone();
+        let outcome = refused.map_or(Outcome::Complete, Outcome::Failed);
         Report {
             usage: self.usage,
             inference: took,
@@ -131,30 +132,48 @@ impl From<Error> for Failure {
     }
 }
 
-/// Calls the worker and waits until it is known what its answer is.
+/// Calls the worker and waits until it is known what its answer is. An error comes with what may be kept
+/// of it.
 pub(super) async fn open(
     pool: Arc<Pool>,
     worker: Arc<WorkerSpec>,
     call: Arc<Call>,
+    privacy: Privacy,
 ) -> Result<Opened, Failure> {
-    let (paths, body) = outgoing(&worker, &call)?;
-    let mut answer = send(&pool, &worker, &call, paths[0], &body).await?;
+    match answer(&pool, &worker, &call).await {
+        Err(failure) => Err(Failure {
+            error: privacy.apply(call, failure.error).await,
+            ..failure
+        }),
+        Ok(Opened::Whole(mut whole)) => {
+            if let Some(error) = whole.refused.take() {
+                whole.refused = Some(privacy.apply(call, error).await);
+            }
+            Ok(Opened::Whole(whole))
+        }
+        opened => opened,
+    }
+}
+
+async fn answer(pool: &Pool, worker: &Arc<WorkerSpec>, call: &Call) -> Result<Opened, Failure> {
+    let (paths, body) = outgoing(worker, call)?;
+    let mut answer = send(pool, worker, call, paths[0], &body).await?;
     if answer.head.status == StatusCode::NOT_FOUND && paths.len() > 1 {
-        answer = send(&pool, &worker, &call, paths[1], &body).await?;
+        answer = send(pool, worker, call, paths[1], &body).await?;
     }
     let status = answer.head.status;
     if !status.is_success() {
-        return refused(&pool, &worker, &call, answer).await;
+        return refused(pool, worker, call, answer).await;
     }
     let raw = matches!(call.payload, Payload::OpenAi { .. });
     if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
-        return whole(&pool, &worker, &call, answer).await;
+        return whole(pool, worker, call, answer).await;
     }
     if !is_of_kind(&answer.head, b"text/event-stream") {
-        return Err(no_stream(&pool, &worker, answer).await);
+        return Err(no_stream(pool, worker, answer).await);
     }
     if raw && !call.streams() {
-        return whole_completion(&pool, &worker, &call, answer).await;
+        return whole_completion(pool, worker, call, answer).await;
     }
     Ok(Opened::Stream(answer))
 }
@@ -253,6 +272,7 @@ async fn whole(
         retry_after: head.retry_after,
         body,
         usage: Some(usage),
+        refused: None,
     }))
 }
 
@@ -292,6 +312,7 @@ async fn whole_completion(
         retry_after: None,
         body: writer.whole(&text, stop, usage).to_string().into(),
         usage: Some(usage),
+        refused: None,
     }))
 }
 
@@ -316,6 +337,7 @@ async fn refused(
             retry_after,
             body,
             usage: None,
+            refused: Some(refusal.error),
         }));
     }
     let seconds = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());

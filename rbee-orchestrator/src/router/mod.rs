@@ -14,6 +14,7 @@ mod inbox;
 mod journal;
 mod lease;
 mod patience;
+mod privacy;
 mod state;
 mod stream;
 
@@ -40,6 +41,7 @@ pub(crate) use inbox::Inbox;
 pub(crate) use journal::{Journal, Read, Reader, TextBudget, replay};
 pub(crate) use lease::Lease;
 pub(crate) use patience::{Patience, Ticks};
+pub(crate) use privacy::Privacy;
 use stream::Streaming;
 
 /// A worker for a job.
@@ -153,6 +155,7 @@ pub(crate) struct Flow {
 pub(crate) struct FlowParts {
     pub(crate) ticks: Ticks,
     pub(crate) text: Arc<TextBudget>,
+    pub(crate) privacy: Privacy,
 }
 
 impl Flow {

@@ -100,7 +100,12 @@ impl State {
         self.dispatched = Instant::now();
         self.dispatched_tick = flow.parts.ticks.now();
         killpoint::pass("dispatched");
-        let opening = Box::pin(open(flow.pool.clone(), worker, flow.call.clone()));
+        let opening = Box::pin(open(
+            flow.pool.clone(),
+            worker,
+            flow.call.clone(),
+            flow.parts.privacy,
+        ));
         self.stage = Stage::Opening { lease, opening };
         Step::Started(started)
     }
@@ -112,7 +117,7 @@ impl State {
         };
         match opened {
             Ok(Opened::Stream(answer)) => {
-                let streaming = Streaming::new(lease, &flow.call, answer, flow.journal.get());
+                let streaming = Streaming::new(lease, flow, answer);
                 self.stage = Stage::Streaming(Box::new(streaming));
                 Poll::Ready(Step::StreamBegins)
             }

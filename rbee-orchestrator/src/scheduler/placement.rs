@@ -249,10 +249,10 @@ pub(super) fn unreachable(hive: &Hive, view: &ClusterView<'_>) -> Option<Error> 
     if hive.status == HiveStatus::Online {
         return None;
     }
+    let told = |why: &str| format!("hive {} is not available: {why}", hive.id());
     let error = Error {
-        message: format!("hive {} is not available: {}", hive.id(), error.message),
         code: Code::HiveUnreachable,
-        ..error.clone()
+        ..error.clone().rephrased(told)
     };
     Some(error.retry_after(hive.retry_at.since(view.now).max(SOON)))
 }

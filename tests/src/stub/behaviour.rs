@@ -56,6 +56,8 @@ pub enum Fault {
     /// An error status instead of an answer: 400, 429, 500 or 503; `Retry-After` in seconds, where
     /// the fault says one, and 7 with a 429 that says none
     Status(u16, Option<u64>),
+    /// An error that quotes the prompt: with this status, or, with 200, as an event of the stream
+    Quote(u16),
     /// After that many tokens the first half of an event, then an orderly end of the body
     HalfEvent(u64),
     /// A body that is neither SSE nor JSON nor UTF-8, under the right content type
@@ -102,6 +104,7 @@ impl FromStr for Fault {
             "status_429" => Fault::Status(429, after.or(Some(RETRY_AFTER_S))),
             "status_500" => Fault::Status(500, after),
             "status_503" => Fault::Status(503, after),
+            "quote" => Fault::Quote(after.unwrap_or(400).try_into().map_err(|_| "no status")?),
             "half_event" => Fault::HalfEvent(tokens),
             "garbage" => Fault::Garbage,
             "close_without_a_byte" => Fault::CloseWithoutAByte,
@@ -156,6 +159,7 @@ mod tests {
         assert_eq!(read("status_503"), Fault::Status(503, None));
         assert_eq!(read("status_503=2"), Fault::Status(503, Some(2)));
         assert_eq!(read("status_429"), Fault::Status(429, Some(7)));
+        assert_eq!(read("quote=500"), Fault::Quote(500));
     }
 
     #[test]

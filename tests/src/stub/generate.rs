@@ -96,7 +96,7 @@ pub(super) async fn generate(
         return Ok(refusal);
     }
     let fault = engine.take_fault();
-    if let Some(answer) = instead(fault, &mut flight) {
+    if let Some(answer) = instead(fault, &asked, &mut flight) {
         return answer;
     }
     if let Some(slots) = &engine.slots {
@@ -140,9 +140,19 @@ fn refusal(engine: &Engine, form: Form, asked: &Asked<'_>) -> Option<Response<An
 }
 
 /// The faults that need no tokens.
-fn instead(fault: Option<Fault>, flight: &mut Flight) -> Option<Result<Response<Answer>, Closed>> {
+fn instead(
+    fault: Option<Fault>,
+    asked: &Asked<'_>,
+    flight: &mut Flight,
+) -> Option<Result<Response<Answer>, Closed>> {
     let answer = match fault? {
-        Fault::Status(code, retry_after) => failed(code, retry_after),
+        Fault::Status(code, retry_after) => {
+            failed(code, &format!("the stub says {code}"), retry_after)
+        }
+        Fault::Quote(code) => {
+            let prompt = asked.prompt().unwrap_or_default();
+            quoting(code, &format!("the stub can't parse {prompt:?}"))
+        }
         Fault::WrongContentType => {
             let mut res = reply(StatusCode::OK, "<html><body>It works!</body></html>");
             let html = HeaderValue::from_static("text/html");
@@ -159,14 +169,22 @@ fn instead(fault: Option<Fault>, flight: &mut Flight) -> Option<Result<Response<
     Some(Ok(answer))
 }
 
-fn failed(code: u16, retry_after: Option<u64>) -> Response<Answer> {
+fn quoting(code: u16, message: &str) -> Response<Answer> {
+    if code != 200 {
+        return failed(code, message, None);
+    }
+    let event = json!({"error": {"message": message, "type": "server_error"}});
+    let event = Bytes::from(format!("data: {event}\n\n"));
+    event_stream(Either::Right(Either::Right(event.into())))
+}
+
+fn failed(code: u16, message: &str, retry_after: Option<u64>) -> Response<Answer> {
     let kind = match code {
         400 => "invalid_request_error",
         429 => "rate_limit_error",
         _ => "server_error",
     };
-    let error = json!({"message": format!("the stub says {code}"), "type": kind,
-                       "param": "messages", "code": code});
+    let error = json!({"message": message, "type": kind, "param": "messages", "code": code});
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut res = reply(status, json!({"error": error}).to_string());
     if let Some(seconds) = retry_after {

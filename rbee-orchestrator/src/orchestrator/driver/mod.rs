@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::hashing::IdMap;
 use crate::hives::Provisioner;
 use crate::relay::pool::Pool;
-use crate::router::{Call, Flow, FlowParts, Inbox, Journal, TextBudget, Ticks};
+use crate::router::{Call, Flow, FlowParts, Inbox, Journal, Privacy, TextBudget, Ticks};
 use crate::store::{JobChange, Store};
 
 /// Keys that can come in at once without waiting for each other, at most.
@@ -97,6 +97,7 @@ impl Driver {
         let flow_parts = FlowParts {
             ticks: Ticks::default(),
             text: Arc::new(TextBudget::new(config.replay.max_bytes)),
+            privacy: Privacy::of(&config.privacy),
         };
         Driver {
             flow_parts: Arc::new(flow_parts),

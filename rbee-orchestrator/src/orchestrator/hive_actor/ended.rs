@@ -43,6 +43,6 @@ impl HiveActor {
         let hive = self.handle.id();
         let output = lines.join(" | ");
         let message = format!("hive {hive} has ended; its last output: {output}");
-        Error { message, ..error }
+        error.rephrased(|_| message.clone())
     }
 }

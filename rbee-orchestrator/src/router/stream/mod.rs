@@ -5,8 +5,9 @@ mod typed;
 
 use std::collections::VecDeque;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use super::attempt::blame;
 use super::call::{Call, Payload};
 use super::lease::Lease;
-use super::{Journal, Step};
+use super::{Flow, Journal, Privacy, Step};
 use crate::brain::{Aftermath, Blame, Report};
 use crate::domain::{Outcome, StopReason, Usage, WorkerProtocol};
 use crate::error::{Code, Error};
@@ -80,6 +81,10 @@ pub(super) struct Streaming {
     choices: Choices,
     /// How the attempt ends, once that is known.
     outcome: Option<Outcome>,
+    /// Why it fails, on its way to what may be kept of that.
+    failing: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
+    privacy: Privacy,
+    call: Arc<Call>,
     /// Who is to blame if it does not complete.
     blame: Blame,
     /// Whether the worker fell silent, so that it needs a check before it gets more.
@@ -87,12 +92,8 @@ pub(super) struct Streaming {
 }
 
 impl Streaming {
-    pub(super) fn new(
-        lease: Lease,
-        call: &Arc<Call>,
-        answer: Answer,
-        journal: Option<&Arc<Journal>>,
-    ) -> Self {
+    pub(super) fn new(lease: Lease, flow: &Flow, answer: Answer) -> Self {
+        let (call, journal) = (&flow.call, flow.journal.get());
         let form = match (&call.payload, lease.worker.protocol) {
             (Payload::Task(_), _) => Form::Task,
             (Payload::OpenAi { body, .. }, WorkerProtocol::OpenAi) => Form::Raw {
@@ -128,6 +129,9 @@ impl Streaming {
             stop: None,
             choices: Choices::default(),
             outcome: None,
+            failing: None,
+            privacy: flow.parts.privacy,
+            call: call.clone(),
             blame: Blame::Unclear,
             suspect: false,
         }
@@ -165,9 +169,17 @@ impl Streaming {
 
     pub(super) fn poll(&mut self, pool: &Pool, cx: &mut Context<'_>) -> Poll<Next> {
         loop {
+            if let Some(failing) = &mut self.failing {
+                let error = ready!(failing.as_mut().poll(cx));
+                return Poll::Ready(self.ended(Outcome::Failed(error)));
+            }
             // The end comes first: the slot is free before the client has taken the last events.
             if let Some(outcome) = self.outcome.take() {
                 self.release(pool, cx);
+                if let Outcome::Failed(error) = outcome {
+                    self.failing = Some(Box::pin(self.privacy.apply(self.call.clone(), error)));
+                    continue;
+                }
                 return Poll::Ready(self.ended(outcome));
             }
             if let Some(step) = self.ready.pop_front() {

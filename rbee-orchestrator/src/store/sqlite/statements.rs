@@ -8,6 +8,7 @@ use super::inserts::Inserts;
 use super::jobs::{self, checked};
 use super::usage::{self, Sums};
 use crate::domain::{Attempt, Ending, JobId, JobRecord, ModelRef, PlacedOn, TenantId, UnixMillis};
+use crate::error::Error;
 use crate::store::steps::compare;
 use crate::store::{Submission, Submitted};
 
@@ -223,7 +224,7 @@ impl<'db> Statements<'db> {
             ending.usage.map(|usage| usage.tokens_out.cast_signed()),
             ending.usage.map(|usage| usage.estimated),
             error.map(|error| error.code.as_str()),
-            error.map(|error| error.message.as_str()),
+            error.map(Error::kept),
             ending.times.inference_ms.cast_signed(),
             ending.times.slot_ms.cast_signed(),
             ending.stop.map(|stop| stop.as_str()),
@@ -243,7 +244,7 @@ impl<'db> Statements<'db> {
             ending.usage.map(|usage| usage.tokens_out.cast_signed()),
             ending.usage.map(|usage| usage.estimated),
             error.map(|error| error.code.as_str()),
-            error.map(|error| error.message.as_str()),
+            error.map(Error::kept),
             ending.times.inference_ms.cast_signed(),
             ending.times.slot_ms.cast_signed(),
             ending.stop.map(|stop| stop.as_str()),

@@ -7,6 +7,7 @@ use super::jobs::{COLUMNS, read};
 use super::statements::{DROP_REQUEST, DROP_RESULT, Ended};
 use super::usage::{self, Sums};
 use crate::domain::{JobId, JobRecord, UnixMillis};
+use crate::error::Error;
 use crate::killpoint;
 use crate::store::Recovered;
 use crate::store::steps::{interrupted, take_over};
@@ -55,7 +56,7 @@ fn interrupt(db: &Connection, owner: Uuid, at: UnixMillis) -> rusqlite::Result<u
             owner.as_bytes(),
             at.0,
             error.map(|error| error.code.as_str()),
-            error.map(|error| error.message.as_str()),
+            error.map(Error::kept),
         ],
         |row| Ok((Ended::read(row)?, job_id(row, 3)?)),
     )?;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::samples::{
-    cancelled, claimed, ended_job, failed, finished, queued_job, requeued, submitted,
+    FAILED, cancelled, claimed, ended_job, failed, finished, queued_job, requeued, submitted,
 };
 use crate::domain::{JobId, JobRecord, JobState, PlacedOn, Usage};
 use crate::store::{JobChange, Store};
@@ -226,6 +226,14 @@ pub(super) async fn what_was_recorded_is_read<S: Store>(store: &S) {
         happens(store, claimed(job.id, 1), &mut job);
         assert_eq!(find(store, job.id).await, job);
     }
+}
+
+pub(super) async fn an_error_is_kept_without_the_requests_words<S: Store>(store: &S) {
+    let job = written(store).await;
+    store.record(failed(job.id, 0));
+    settle(store).await;
+    let kept = find(store, job.id).await.error_message;
+    assert_eq!(kept.as_deref(), Some(FAILED));
 }
 
 pub(super) async fn any_text_reads_back<S: Store>(store: &S) {

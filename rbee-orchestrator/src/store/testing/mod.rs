@@ -79,6 +79,7 @@ where
         jobs::changes_of_an_unknown_job_are_dropped,
         jobs::merging_does_not_show,
         jobs::what_was_recorded_is_read,
+        jobs::an_error_is_kept_without_the_requests_words,
         jobs::any_text_reads_back,
         jobs::a_large_result_reads_back,
         jobs::many_recorders_lose_nothing,

@@ -200,9 +200,12 @@ pub fn cancelled(job: JobId, attempt: Attempt) -> JobChange {
     ended(job, attempt, Ending::new(outcome, ENDED_AT))
 }
 
-/// The end of a job with an error.
+/// What is kept of the error of [`failed`].
+pub(super) const FAILED: &str = "the worker died of '[…]'";
+
+/// The end of a job with an error that quotes its request.
 pub(super) fn failed(job: JobId, attempt: Attempt) -> JobChange {
-    let error = Error::new(Code::WorkerFailed, "the worker died");
+    let error = Error::new(Code::WorkerFailed, "the worker died of 'my words'").keep(FAILED);
     let outcome = Outcome::Failed(error);
     ended(job, attempt, Ending::new(outcome, ENDED_AT))
 }
