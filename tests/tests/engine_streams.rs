@@ -219,3 +219,35 @@ fn events_that_say_nothing_reach_nobody() {
         assert_eq!(scripted.engine.requests().len(), 3);
     }
 }
+
+#[test]
+fn an_event_may_be_as_large_as_an_answer() {
+    let size = 3 << 20;
+    let arguments = json!({"text": "A".repeat(size)}).to_string();
+    let call = json!({"tool_calls": [{"index": 0, "id": "t", "type": "function",
+                                      "function": {"name": "write", "arguments": arguments}}]});
+    let answer = Answer::stream().delta(&call).finish("tool_calls").done();
+    let (events, record) = Scripted::answering(answer).events(&json!({}));
+    let came = &events[0]["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"];
+    assert!(*came == arguments, "{} events", events.len());
+    assert_eq!(record["state"], "complete", "{record}");
+    let text = "B".repeat(size);
+    let answer = Answer::stream().text(&text).finish("stop").done();
+    assert!(assert_task_completed(&Scripted::answering(answer).task()) == text);
+}
+
+#[test]
+fn an_event_that_is_too_large_is_told_and_not_tried_again() {
+    let home = Home::new();
+    let queen = home
+        .queen()
+        .config("limits.max_event_bytes = 100000")
+        .start();
+    let long = "A".repeat(200_000);
+    let engine = EventEngine::start(move |_| Answer::stream().text(&long)).expect("a port");
+    queen.register_url(&engine.url(), "file:long", &json!({}));
+    let task = json!({"model": "file:long", "prompt": "x"});
+    let events = queen.stream("/v2/tasks", &task).expect("an answer").rest();
+    assert_task_failed(&events, "UPSTREAM_INVALID", &["limits.max_event_bytes"]);
+    assert_eq!(engine.requests().len(), 1);
+}

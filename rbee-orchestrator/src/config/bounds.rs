@@ -113,10 +113,12 @@ pub struct Limits {
     pub min_body_bytes_per_second: u64,
     /// A worker's unstreamed answer, in bytes.
     pub max_response_bytes: usize,
-    /// All unstreamed answers that are being collected or wait for their clients to take them, in bytes.
+    /// All unstreamed answers, and large events of streams, that are being collected or wait for their
+    /// clients to take them, in bytes.
     pub max_answers_bytes: usize,
-    /// One event of a worker's stream, in bytes.
-    pub max_event_bytes: usize,
+    /// One event of a worker's stream, in bytes; `None` for as many as an unstreamed answer may have: a
+    /// tool call may come in one event.
+    pub max_event_bytes: Option<usize>,
     /// Idle connections kept to one worker by one thread.
     pub max_idle_connections: usize,
     /// Connections of clients; `None` for half of the descriptors that the process may have, 16,384
@@ -134,7 +136,7 @@ impl Default for Limits {
             min_body_bytes_per_second: 8 << 10,
             max_response_bytes: 64 << 20,
             max_answers_bytes: 256 << 20,
-            max_event_bytes: 1 << 20,
+            max_event_bytes: None,
             max_idle_connections: 1024,
             max_connections: None,
             max_connections_per_address: None,

@@ -33,7 +33,7 @@ pub struct LogLines {
 }
 
 enum Source {
-    Hive(HiveEvents, Pin<Box<WaitForCancellationFutureOwned>>),
+    Hive(Box<HiveEvents>, Pin<Box<WaitForCancellationFutureOwned>>),
     /// The file that the hive writes to, and why it was not asked itself.
     File(VecDeque<String>, Error),
 }
@@ -100,7 +100,7 @@ impl Orchestrator {
         let why = match opened {
             Ok(events) => {
                 let stop = Box::pin(self.driver.stop.clone().cancelled_owned());
-                let source = Source::Hive(events, stop);
+                let source = Source::Hive(Box::new(events), stop);
                 return Ok(LogLines { source });
             }
             Err(error) => error,

@@ -70,6 +70,7 @@ impl Orchestrator {
             (Payload::Task(task), Some(_)) => Some(hash(task)?),
             _ => None,
         };
+        let limits = &driver.config.limits;
         let correlation_id = options.correlation_id.unwrap_or_else(|| id.to_string());
         let demand = demand(&payload);
         let record = JobRecord {
@@ -95,8 +96,8 @@ impl Orchestrator {
             held: None,
             demand,
             answers: driver.answers.clone(),
-            max_response_bytes: driver.config.limits.max_response_bytes,
-            max_event_bytes: driver.config.limits.max_event_bytes,
+            max_response_bytes: limits.max_response_bytes,
+            max_event_bytes: limits.max_event_bytes.unwrap_or(limits.max_response_bytes),
         };
         let default_queue_timeout = match asynchronous {
             true => Duration::MAX,

@@ -5,9 +5,16 @@ use std::borrow::Cow;
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr2, memrchr2};
 
-/// An event is longer than allowed.
+use crate::budget::{Budget, Held, SMALL};
+
+/// An event that can't be kept until its end.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TooLong;
+pub(crate) enum Overflow {
+    /// It is longer than allowed.
+    TooLong,
+    /// Others hold the memory that it needs.
+    NoRoom,
+}
 
 /// Cuts a byte stream at the ends of events.
 ///
@@ -17,6 +24,9 @@ pub(crate) struct TooLong;
 pub(crate) struct Splitter {
     part: BytesMut,
     longest: usize,
+    /// What large events are counted against.
+    budget: Option<Budget>,
+    held: Option<Held>,
 }
 
 impl Splitter {
@@ -24,20 +34,30 @@ impl Splitter {
         Splitter {
             part: BytesMut::new(),
             longest,
+            budget: None,
+            held: None,
+        }
+    }
+
+    /// Counts large events, until their readers have taken them.
+    pub(crate) fn counted(self, budget: Budget) -> Self {
+        Splitter {
+            budget: Some(budget),
+            ..self
         }
     }
 
     /// Takes what arrived; returns the whole events that are there now, which may be none.
-    pub(crate) fn push(&mut self, mut chunk: Bytes) -> Result<Bytes, TooLong> {
+    pub(crate) fn push(&mut self, mut chunk: Bytes) -> Result<Bytes, Overflow> {
         if !self.part.is_empty() {
+            let looked_at = self.part.len();
             self.part.extend_from_slice(&chunk);
-            return match last_end(&self.part) {
-                Some(end) => Ok(self.part.split_to(end).freeze()),
-                None if self.part.len() > self.longest => Err(TooLong),
-                None => Ok(Bytes::new()),
+            return match last_end(&self.part, looked_at) {
+                Some(end) => Ok(self.take(end)),
+                None => self.wait(),
             };
         }
-        match last_end(&chunk) {
+        match last_end(&chunk, 0) {
             Some(end) if end == chunk.len() => Ok(chunk),
             Some(end) => {
                 let whole = chunk.split_to(end);
@@ -46,13 +66,42 @@ impl Splitter {
             }
             None => {
                 self.part.extend_from_slice(&chunk);
-                if self.part.len() > self.longest {
-                    Err(TooLong)
-                } else {
-                    Ok(Bytes::new())
-                }
+                self.wait()
             }
         }
+    }
+
+    fn take(&mut self, end: usize) -> Bytes {
+        let whole = self.part.split_to(end).freeze();
+        match self.held.take() {
+            Some(held) => {
+                // What is left would keep all of the memory.
+                self.part = BytesMut::from(&self.part[..]);
+                held.keep(whole)
+            }
+            None => whole,
+        }
+    }
+
+    /// Keeps a part until more is there.
+    fn wait(&mut self) -> Result<Bytes, Overflow> {
+        let bytes = self.part.capacity();
+        if self.part.len() > self.longest {
+            return Err(Overflow::TooLong);
+        }
+        if let Some(budget) = self.budget.as_ref().filter(|_| bytes > SMALL) {
+            let fits = match &mut self.held {
+                Some(held) => held.grow(bytes),
+                none => {
+                    *none = budget.hold(bytes);
+                    none.is_some()
+                }
+            };
+            if !fits {
+                return Err(Overflow::NoRoom);
+            }
+        }
+        Ok(Bytes::new())
     }
 
     /// Whether the stream stopped inside an event.
@@ -74,10 +123,12 @@ impl Splitter {
     }
 }
 
-/// Where the last blank line ends.
-fn last_end(bytes: &[u8]) -> Option<usize> {
+/// Where the last blank line ends; the first `looked_at` bytes have none that is whole.
+fn last_end(bytes: &[u8], looked_at: usize) -> Option<usize> {
+    // A blank line that begins there ends behind it.
+    let low = looked_at.saturating_sub(3);
     let mut to = bytes.len();
-    while let Some(at) = memrchr2(b'\n', b'\r', &bytes[..to]) {
+    while let Some(at) = memrchr2(b'\n', b'\r', &bytes[low.min(to)..to]).map(|at| low + at) {
         // A carriage return at the very end may be the first half of a line break.
         if bytes[at] == b'\r' && at + 1 == bytes.len() && at > 0 && bytes[at - 1] != b'\r' {
             to = at;
@@ -226,6 +277,39 @@ mod tests {
     }
 
     #[test]
+    fn events_that_come_byte_by_byte_are_the_same() {
+        for stream in [
+            "data: a\n\ndata: b\n\n",
+            "data: a\r\n\r\ndata: b\r\n\r\n",
+            "data: a\r\rdata: b\r\r",
+            "data: a\n\rdata: b\n\n",
+        ] {
+            let bytes: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
+            let (found, part) = through(&bytes);
+            let told: Vec<_> = found.iter().filter(|text| !text.is_empty()).collect();
+            assert_eq!(told, ["a", "b"], "{stream:?}");
+            assert!(!part, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn large_events_are_counted_until_their_reader_has_taken_them() {
+        let budget = Budget::new(100_000);
+        let mut splitter = Splitter::new(1 << 20).counted(budget.clone());
+        let chunk = || Bytes::from(vec![b'x'; 40_000]);
+        assert_eq!(splitter.push(chunk()), Ok(Bytes::new()));
+        assert!(budget.hold(60_001).is_none());
+        let event = splitter.push("\n\ndata".into()).expect("it fits");
+        assert_eq!(event.len(), 40_002);
+        assert!(budget.hold(60_001).is_none());
+        drop(event);
+        let all = budget.hold(100_000).expect("nothing is held");
+        assert_eq!(splitter.push(chunk()), Err(Overflow::NoRoom));
+        drop((splitter, all));
+        assert!(budget.hold(100_000).is_some());
+    }
+
+    #[test]
     fn half_an_event_is_held_back_and_noticed() {
         let mut splitter = Splitter::new(32);
         assert_eq!(
@@ -235,7 +319,7 @@ mod tests {
         assert!(splitter.has_part());
         assert_eq!(splitter.push("\n\n".into()).unwrap(), "data: b\n\n");
         assert!(!splitter.has_part());
-        assert_eq!(splitter.push("x".repeat(33).into()), Err(TooLong));
+        assert_eq!(splitter.push("x".repeat(33).into()), Err(Overflow::TooLong));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::relay::connection::Connection;
 use crate::relay::pool::{Answer, Pool};
 use crate::relay::refusal::Refusal;
 use crate::relay::said;
-use crate::relay::sse::{self, Splitter};
+use crate::relay::sse::{Overflow, Splitter};
 use crate::relay::tokens::Demand;
 use crate::relay::translate::CompletionWriter;
 use crate::relay::usage::{StreamUsage, filled};
@@ -112,7 +112,7 @@ impl Streaming {
         Streaming {
             lease,
             source: Some(answer.connection),
-            splitter: Splitter::new(call.max_event_bytes),
+            splitter: Splitter::new(call.max_event_bytes).counted(call.answers.clone()),
             form,
             ready: VecDeque::new(),
             demand: call.demand,
@@ -208,10 +208,7 @@ impl Streaming {
     fn take_in(&mut self, data: Bytes) {
         let length = data.len();
         match self.splitter.push(data) {
-            Err(sse::TooLong) => self.fail(Error::new(
-                Code::UpstreamInvalid,
-                "the worker sent an event that is longer than limits.max_event_bytes",
-            )),
+            Err(overflow) => self.overflow(&overflow),
             Ok(block) if block.is_empty() => {
                 self.unmoved += length;
                 if self.unmoved >= PROGRESS_BYTES && !self.splitter.is_in_comment() {
@@ -224,6 +221,24 @@ impl Streaming {
                 self.take_events(block);
             }
         }
+    }
+
+    /// No worker is to blame, and another would send no other event.
+    fn overflow(&mut self, overflow: &Overflow) {
+        self.blame = Blame::Request;
+        self.fail(match overflow {
+            Overflow::TooLong => Error::new(
+                Code::UpstreamInvalid,
+                "the worker sent an event that is longer than limits.max_event_bytes, or, where that is \
+                 not set, limits.max_response_bytes",
+            ),
+            Overflow::NoRoom => Error::new(
+                Code::Overloaded,
+                "the answers and large events that are being collected, or wait for their clients to \
+                 take them, hold as much as they may; try again, or raise limits.max_answers_bytes of \
+                 the queen's configuration",
+            ),
+        });
     }
 
     fn take_events(&mut self, block: Bytes) {
