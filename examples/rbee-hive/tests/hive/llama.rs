@@ -47,7 +47,7 @@ async fn llama_server_chats_completes_and_embeds_under_a_hive() {
     );
 
     let key = text(&worker, "api_key");
-    for path in ["/v1/models", "/props", "/slots"] {
+    for path in ["/props", "/slots"] {
         let statuses = (
             asked(&worker, path, None).await,
             asked(&worker, path, Some(key)).await,
