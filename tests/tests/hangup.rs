@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rbee_tests::harness::{Home, Queen, assert_error, eventually, programs, raw};
+use rbee_tests::harness::{Home, Launch, Queen, assert_error, eventually, programs, raw};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
@@ -91,9 +92,8 @@ fn ignored_it_stays_ignored() {
     assert_eq!(queen.look("/health").status, 200);
 }
 
-#[test]
-fn a_terminal_that_closes_ends_her_in_order() {
-    let home = Home::new();
+/// A queen on a terminal of her own, which closes when the other end is dropped.
+fn on_a_terminal<'h>(home: &'h Home, queen: Launch<'h>) -> (Launch<'h>, OwnedFd) {
     let terminal =
         openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
     grantpt(&terminal).expect("it is ours");
@@ -101,14 +101,54 @@ fn a_terminal_that_closes_ends_her_in_order() {
     let name = ptsname(&terminal, Vec::new()).expect("it has a name");
     let name = name.to_str().expect("names of terminals are ASCII");
     let words = format!("exec setsid --ctty QUEEN < {name}");
-    let mut queen = home.queen().program(&started_by(&home, &words)).start();
-    drop(terminal);
+    (queen.program(&started_by(home, &words)), terminal)
+}
+
+fn ends_in_order(queen: &mut Queen) {
     let status = queen.ended(Duration::from_secs(30)).expect("she ends");
     assert!(status.success(), "{status}");
-    assert!(
-        queen.log().contains("the terminal has gone"),
-        "{}",
-        queen.log()
-    );
-    assert!(queen.log().contains("shut down"), "{}", queen.log());
+    for said in ["the terminal has gone", "shut down"] {
+        assert!(queen.log().contains(said), "no {said:?}: {}", queen.log());
+    }
+}
+
+fn serves(queen: &Queen) {
+    let task = json!({"model": "m", "prompt": "x", "max_tokens": 1, "stream": false});
+    let reply = queen.ask("/v2/tasks", &task);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+}
+
+#[test]
+fn a_terminal_that_closes_ends_queen_hive_and_engine_in_order() {
+    let home = Home::new();
+    home.add_model("m.stub", "");
+    let (launch, terminal) = on_a_terminal(&home, home.queen());
+    let mut queen = launch.start();
+    serves(&queen);
+    drop(terminal);
+    ends_in_order(&mut queen);
+    home.assert_nothing_runs();
+    // It was asked to end, and did not fall with the terminal.
+    let hive = home.path().join("logs/hive-localhost.log");
+    let hive = fs::read_to_string(hive).expect("the hive's log");
+    for said in ["worker stopped", "hive ended"] {
+        assert!(hive.contains(said), "no {said:?}: {hive}");
+    }
+}
+
+#[test]
+fn a_hive_that_is_left_outlives_the_terminal() {
+    let home = Home::new();
+    home.add_model("m.stub", "");
+    let leaves = || home.queen().config("hives.on_shutdown = \"leave\"");
+    let (launch, terminal) = on_a_terminal(&home, leaves());
+    let mut queen = launch.start();
+    serves(&queen);
+    let before = home.engines();
+    assert_eq!(before.len(), 1);
+    drop(terminal);
+    ends_in_order(&mut queen);
+    let next = home.queen().start();
+    serves(&next);
+    assert_eq!(home.engines(), before, "the same engine serves on");
 }
