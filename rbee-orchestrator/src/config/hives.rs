@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer};
 
 use crate::domain::WorkerProtocol;
 
+/// Begin of the names of the queen's own variables, which no hive gets.
+pub(crate) const OWN_VARIABLES: &str = "QUEEN_";
+
 /// How hives are started and watched.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +23,8 @@ pub struct HivesConfig {
     /// without being named.
     #[serde(deserialize_with = "with_default_command")]
     pub commands: BTreeMap<String, Vec<String>>,
+    /// Variables of this process that local hives get beside those that they and their engines need.
+    pub pass_env: Vec<String>,
     /// Folder of the programs that are uploaded to machines whose hives have `install`; that of the
     /// queen's own executable by default.
     pub upload_dir: Option<PathBuf>,
@@ -98,6 +103,7 @@ impl Default for HivesConfig {
             local: true,
             port: 9200,
             commands: BTreeMap::from([("default".to_owned(), default_command())]),
+            pass_env: Vec::new(),
             upload_dir: None,
             on_shutdown: OnShutdown::default(),
             queen_url: None,

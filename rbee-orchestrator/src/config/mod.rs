@@ -15,6 +15,7 @@ use crate::domain::{ModelRef, Reach, TenantId, TenantLimits, WorkerId, host_and_
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
+pub(crate) use hives::OWN_VARIABLES;
 pub use hives::{HivesConfig, ModelEviction, OnShutdown, StaticWorker};
 pub use jobs::{
     BreakerConfig, Capacity, PrivacyConfig, QueueConfig, QuotaPolicy, ReplayConfig,
@@ -112,6 +113,12 @@ impl Config {
                     "hives.commands.{name} must begin with a program"
                 )));
             }
+        }
+        let mut passed = self.hives.pass_env.iter();
+        if let Some(own) = passed.find(|name| name.starts_with(OWN_VARIABLES)) {
+            return Err(Error::invalid(format!(
+                "hives.pass_env names {own:?}, which is the queen's own; hives get no {OWN_VARIABLES}…"
+            )));
         }
         let share = self.queue.batch_share;
         if !(0.0..=1.0).contains(&share) {
@@ -235,6 +242,7 @@ mod tests {
             (r#"{"aliases": {"a": "file:../x"}}"#, "aliases.a"),
             (r#"{"hives": {"commands": {"c": []}}}"#, "hives.commands.c"),
             (r#"{"queue": {"batch_share": 1.5}}"#, "queue.batch_share"),
+            (r#"{"hives": {"pass_env": ["QUEEN_X"]}}"#, "hives.pass_env"),
             (
                 r#"{"timeouts": {"keep_alive": "0s"}}"#,
                 "timeouts.keep_alive",

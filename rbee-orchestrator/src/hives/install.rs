@@ -67,7 +67,7 @@ impl HiveHandle {
     /// The program that would be uploaded, if it is newer than the one that is there.
     async fn newer(&self, command: &HiveCommand, there: &Preflight) -> Option<PathBuf> {
         let file = self.upload(command).ok()?;
-        let version = match version_of(file.clone()).await {
+        let version = match version_of(file.clone(), &[]).await {
             Ok(own) => own.version,
             // It is for the other machine.
             Err(_) => OWN_VERSION.to_owned(),

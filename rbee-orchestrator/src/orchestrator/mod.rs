@@ -127,9 +127,7 @@ impl Builder {
         let transports = self.transports;
         let hive_parts = HiveParts {
             token,
-            transports: transports.unwrap_or_else(|| {
-                registry::default_transports(&self.config.ssh, self.config.reach())
-            }),
+            transports: transports.unwrap_or_else(|| registry::default_transports(&self.config)),
             claims: PortClaims::default(),
             log_dir: log_dir.unwrap_or_else(default_log_dir),
         };

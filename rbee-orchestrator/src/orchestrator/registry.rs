@@ -9,8 +9,8 @@ use super::Orchestrator;
 use super::connector::Entry;
 use super::hive_actor::{HiveActor, Leave, Order};
 use crate::brain::Event;
-use crate::config::{OnShutdown, SshOptions};
-use crate::domain::{HiveId, HiveRecord, HiveSpec, Now, Reach, host_and_port, is_loopback};
+use crate::config::{Config, OnShutdown};
+use crate::domain::{HiveId, HiveRecord, HiveSpec, Now, host_and_port, is_loopback};
 use crate::error::{Error, Result};
 use crate::hives::{CallTimeouts, HiveHandle, HiveOptions, HiveToken, PortClaims, Stopped};
 use crate::scheduler::Hive;
@@ -361,10 +361,12 @@ fn unfinished() -> Report {
 
 /// Local hives are child processes, unmanaged ones are reached by TCP, and those on machines with
 /// SSH through it: all on one machine by one session.
-pub(super) fn default_transports(ssh: &SshOptions, reach: Reach) -> TransportFactory {
+pub(super) fn default_transports(config: &Config) -> TransportFactory {
     use crate::transport::{DirectTransport, LocalTransport, SshSessions};
-    let local: Arc<dyn HiveTransport> = Arc::new(LocalTransport::new());
-    let ssh = SshSessions::new(ssh.clone());
+    let local = LocalTransport::new().passing(config.hives.pass_env.clone());
+    let local: Arc<dyn HiveTransport> = Arc::new(local);
+    let ssh = SshSessions::new(config.ssh.clone());
+    let reach = config.reach();
     Arc::new(move |spec| match &spec.ssh {
         _ if !spec.is_managed() => {
             let direct = DirectTransport::new(spec.hostname.clone());

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const ERROR_LINES: usize = 20;
 /// Dropping it stops none of them.
 #[derive(Debug, Default)]
 pub struct LocalTransport {
+    /// More variables of this process that its hives get.
+    pass_env: Vec<String>,
     /// Tasks that wait for children, so that none stays a zombie. They end with this transport.
     reapers: Mutex<JoinSet<()>>,
 }
@@ -53,6 +55,14 @@ impl LocalTransport {
         Self::default()
     }
 
+    /// Gives hives these variables of this process too. Without it they get those that they and their
+    /// engines need to run and to fetch models; `QUEEN_…` they never get.
+    #[must_use]
+    pub fn passing(mut self, names: Vec<String>) -> Self {
+        self.pass_env = names;
+        self
+    }
+
     async fn start_on(
         &self,
         port: u16,
@@ -62,7 +72,11 @@ impl LocalTransport {
     ) -> Result<Attempt> {
         let arguments = program::arguments(command, HOST, port)?;
         let log = OpenLog::open(&command.log_file).await?;
-        let mut child = Starting::spawn(program, &arguments, command, &log)?;
+        let mut builder = program::in_its_environment(program, &self.pass_env);
+        builder
+            .args(arguments)
+            .envs(command.env.iter().map(|(name, value)| (name, value)));
+        let mut child = Starting::spawn(program, builder, &log)?;
         let process = child.id()?;
         tracing::info!(port, pid = process.pid, program = %program.display(), "hive started");
 
@@ -123,7 +137,7 @@ impl HiveTransport for LocalTransport {
     }
 
     async fn preflight(&self, command: &HiveCommand) -> Result<Preflight> {
-        program::version(find(command).await?).await
+        program::version(find(command).await?, &self.pass_env).await
     }
 
     async fn start(&self, command: &HiveCommand) -> Result<HiveProcess> {
@@ -218,32 +232,16 @@ impl HiveTransport for LocalTransport {
 struct Starting(Option<Child>);
 
 impl Starting {
-    fn spawn(
-        program: &Path,
-        arguments: &[String],
-        command: &HiveCommand,
-        log: &OpenLog,
-    ) -> Result<Self> {
+    fn spawn(program: &Path, mut command: Command, log: &OpenLog) -> Result<Self> {
         let failed = |error: std::io::Error| {
             let program = program.display();
             let message = format!("hive {program} can't be run: {error}");
             own_trouble(&error).unwrap_or_else(|| Error::new(Code::HiveUnreachable, message))
         };
-        let mut builder = Command::new(program);
-        builder
-            .args(arguments)
-            .process_group(0)
-            .stdin(Stdio::null())
+        command
             .stdout(log.file.try_clone().map_err(failed)?)
             .stderr(log.file.try_clone().map_err(failed)?);
-        // The queen's own settings, her API token among them, are not a hive's business.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("QUEEN_") {
-                builder.env_remove(name);
-            }
-        }
-        builder.envs(command.env.iter().map(|(name, value)| (name, value)));
-        let child = builder.spawn().map_err(failed)?;
+        let child = command.spawn().map_err(failed)?;
         Ok(Starting(Some(child)))
     }
 

@@ -2,6 +2,7 @@
 
 mod connecting;
 mod direct;
+mod environment;
 mod local;
 mod log_file;
 mod ports;
@@ -52,7 +53,7 @@ pub struct HiveCommand {
     pub port: u16,
     /// Where hives call the queen back.
     pub queen_url: Option<String>,
-    /// Variables for the process, besides the inherited ones. Values may be secret.
+    /// Variables for the process, besides those that it gets anyway. Values may be secret.
     pub env: Vec<(String, String)>,
     /// File that the process writes its output to.
     pub log_file: PathBuf,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use super::process::kill_group_of_child;
-use super::{HiveCommand, Preflight};
+use super::{HiveCommand, Preflight, environment};
 use crate::error::{Code, Error, Result};
 
 /// How long `--version` may take.
@@ -83,16 +83,27 @@ pub(super) fn arguments(command: &HiveCommand, host: &str, port: u16) -> Result<
     command.template.iter().skip(1).map(fill).collect()
 }
 
-/// Runs the program with `--version`. Dropped midway, it is killed.
-pub(crate) async fn version(program: PathBuf) -> Result<Preflight> {
+/// A hive's program in a process group of its own, with its part of the queen's environment and the
+/// variables of these names.
+pub(super) fn in_its_environment(program: &Path, pass_env: &[String]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .envs(environment::for_hive(pass_env))
+        .stdin(Stdio::null())
+        .process_group(0);
+    command
+}
+
+/// Runs the program with `--version`, in the environment that a hive would have. Dropped midway, it
+/// is killed.
+pub(crate) async fn version(program: PathBuf, pass_env: &[String]) -> Result<Preflight> {
     let shown = program.display().to_string();
     let failed = |what: String| unreachable(format!("the hive's program {shown} {what}"));
-    let child = Command::new(&program)
+    let child = in_its_environment(&program, pass_env)
         .arg("--version")
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| failed(format!("can't be run: {error}")))?;
@@ -202,9 +213,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_version_is_the_first_line_and_a_failure_is_told() {
-        let found = version("/bin/cat".into()).await.expect("cat has --version");
+        let found = version("/bin/cat".into(), &[])
+            .await
+            .expect("cat has --version");
         assert!(found.version.contains("cat"), "{found:?}");
-        let error = version("/bin/false".into()).await.expect_err("false fails");
+        let failed = version("/bin/false".into(), &[]).await;
+        let error = failed.expect_err("false fails");
         assert!(error.message.contains("exit status: 1"), "{error}");
     }
 }
