@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::gguf::{self, Header};
-use super::hub::{self, HubRef};
+use super::hub::HubRef;
 use super::memory;
+use super::naming::{self, by_address, by_repository};
 use super::source::{SourceRef, check_name};
-use super::split::{Split, stem};
+use super::split::Split;
 use super::web::{self, WebRef};
 use crate::error::{ApiError, Result};
 
@@ -116,10 +117,10 @@ impl Catalog {
         let parts: HashSet<PathBuf> = files.iter().cloned().collect();
         let mut models: Vec<Model> = files
             .iter()
-            .filter_map(|path| self.model(path, &self.reference(path)?, &parts))
+            .filter_map(|path| self.model(path, &naming::reference(&self.folder, path)?, &parts))
             .collect();
         self.add_files_of_aliases(&mut models);
-        self.name(&mut models);
+        naming::name(&mut models, &self.aliases(), &self.folder);
         models.sort_by(|a, b| a.model_ref.cmp(&b.model_ref));
         models
     }
@@ -254,19 +255,6 @@ impl Catalog {
         self.extensions.contains(&extension.to_ascii_lowercase()) && !is_part_of_another
     }
 
-    /// `None` for a name that no reference may have.
-    fn reference(&self, path: &Path) -> Option<String> {
-        let relative = path.strip_prefix(&self.folder).ok()?;
-        let names: Option<Vec<&str>> = relative.iter().map(|name| name.to_str()).collect();
-        let names = names?;
-        let hub = HubRef::at(&names).map(|reference| reference.to_string());
-        let web = || WebRef::at(&names).map(|reference| reference.to_string());
-        let reference = hub
-            .or_else(web)
-            .unwrap_or_else(|| format!("file:{}", names.join("/")));
-        check_name(&reference).is_ok().then_some(reference)
-    }
-
     /// `None` for a later part of a split model, and for one whose parts are not all there.
     fn model(&self, path: &Path, reference: &str, files: &HashSet<PathBuf>) -> Option<Model> {
         let first = fs::metadata(path).ok()?;
@@ -315,73 +303,6 @@ impl Catalog {
             }
         }
     }
-
-    /// Configured aliases first, then names that follow from the file's.
-    fn name(&self, models: &mut [Model]) {
-        let mut taken = HashSet::new();
-        for (alias, target) in self.aliases().iter() {
-            let path = target
-                .strip_prefix("file:")
-                .map(|path| self.folder.join(path));
-            let is_target = |model: &&mut Model| {
-                model.model_ref == *target || path.as_ref() == Some(&model.path)
-            };
-            if let Some(model) = models.iter_mut().find(is_target) {
-                model.aliases.push(alias.clone());
-                taken.insert(alias.clone());
-            }
-        }
-        let repositories: Vec<HubRef> = models
-            .iter()
-            .filter_map(|model| HubRef::parse(&model.model_ref))
-            .map(|reference| HubRef {
-                file: None,
-                ..reference
-            })
-            .collect();
-        let mut names: Vec<(String, PathBuf)> = models
-            .iter()
-            .map(|model| (stem(&model.path).to_lowercase(), model.path.clone()))
-            .collect();
-        for repository in repositories {
-            if let Some(model) = by_repository(models, &repository) {
-                names.push((repository.repository_at(), model.path.clone()));
-                names.push((repository.to_string(), model.path.clone()));
-            }
-        }
-        for model in models
-            .iter()
-            .filter(|model| model.model_ref.starts_with("https:"))
-        {
-            if let Some(sha256) = web::known_sha256(&model.path) {
-                let name = format!("{}#sha256={sha256}", model.model_ref);
-                names.push((name, model.path.clone()));
-            }
-        }
-        for (name, path) in names {
-            if taken.insert(name.clone())
-                && let Some(model) = models.iter_mut().find(|model| model.path == path)
-            {
-                model.aliases.push(name);
-            }
-        }
-    }
-}
-
-fn by_address<'m>(models: &'m [Model], wanted: &WebRef) -> Option<&'m Model> {
-    let address = wanted.to_string();
-    models.iter().find(|model| model.model_ref == address)
-}
-
-/// Of several files of a repository, the best.
-fn by_repository<'m>(models: &'m [Model], wanted: &HubRef) -> Option<&'m Model> {
-    let covered = models.iter().filter_map(|model| {
-        let reference = HubRef::parse(&model.model_ref)?;
-        wanted.covers(&reference).then_some(model)
-    });
-    let covered: Vec<&Model> = covered.collect();
-    let best = hub::best(covered.iter().map(|model| model.model_ref.as_str()))?;
-    covered.into_iter().find(|model| model.model_ref == best)
 }
 
 /// Follows links: whoever may write into the folder decides what is served. Hidden folders hold

@@ -7,6 +7,7 @@ mod fetch_web;
 mod gguf;
 mod hub;
 mod memory;
+mod naming;
 mod progress;
 mod reach;
 mod server;
