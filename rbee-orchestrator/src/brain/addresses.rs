@@ -6,7 +6,7 @@ use crate::domain::{HiveId, ModelRef, Mono, Now, Prospect, Worker, WorkerId, Wor
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::workers::GONE_FOR;
 
 /// Addresses that are remembered, at most.

@@ -8,8 +8,9 @@ use crate::error::{Code, Error, Result};
 use crate::scheduler::Placement;
 
 use super::Brain;
+use super::action::Action;
 use super::breaker::Ticket;
-use super::event::{Action, JobRequest};
+use super::event::JobRequest;
 use super::job::{Job, NEVER, Phase};
 use super::jobs::out_of_time;
 use super::names::Meaning;

@@ -6,8 +6,8 @@ use crate::domain::{Now, Prospect, Worker, WorkerId, WorkerSpec, is_loopback};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
+use super::action::Action;
 use super::calls::WorkerCallback;
-use super::event::Action;
 use super::job::Due;
 use super::workers::Notes;
 

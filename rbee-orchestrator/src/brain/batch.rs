@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::domain::{JobId, ModelRef, Mono, Now, Priority};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::job::Due;
 
 /// Models of which it is remembered when interactive work came; those that are quiet go first.

@@ -4,7 +4,7 @@ use crate::domain::{HiveId, HiveStatus, Now};
 use crate::error::{Error, Result};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 
 impl Brain {
     /// Gives a hive no new work. What runs there goes on to its end; with `stop` the hive is stopped

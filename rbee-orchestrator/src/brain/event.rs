@@ -1,12 +1,10 @@
-//! What the brain is told, and what it wants done.
+//! What the brain is told.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::{
-    Attempt, BreakerNote, Capabilities, Constraints, Ending, HiveId, JobId, JobKind, ModelRef,
-    Mono, Narration, Outcome, PlacedOn, Priority, SessionId, StopReason, TenantId, UnixMillis,
-    Usage, WorkerId, WorkerSpec,
+    Attempt, Capabilities, Constraints, HiveId, JobId, JobKind, ModelRef, Mono, Outcome, Priority,
+    SessionId, StopReason, TenantId, UnixMillis, Usage, WorkerId, WorkerSpec,
 };
 use crate::error::Error;
 
@@ -296,135 +294,4 @@ pub enum Event {
     /// The shell is awake. Once one came, another must follow within [`super::PULSE`]: a gap says
     /// that the queen stood still.
     Pulse,
-}
-
-/// What is to be done. The order of actions is the order of the decisions.
-#[derive(Debug)]
-pub enum Action {
-    /// Tell a waiting client its place in the queue.
-    Queued {
-        /// The job.
-        job: JobId,
-        /// Jobs before it.
-        position: usize,
-        /// How long it will wait, by the rate at which such jobs ended lately; `None` while
-        /// nothing is known.
-        wait: Option<Duration>,
-    },
-    /// An attempt failed and its output is void; the job waits again.
-    Requeue {
-        /// The job.
-        job: JobId,
-        /// The attempt that failed.
-        attempt: Attempt,
-        /// Whether it counts as a failure of the job.
-        failed: bool,
-        /// Not to be dispatched before.
-        not_before: Option<UnixMillis>,
-        /// Why it failed.
-        error: Error,
-    },
-    /// Tell a waiting client what happens.
-    Narrate {
-        /// The job.
-        job: JobId,
-        /// What happens.
-        narration: Narration,
-    },
-    /// Run a job on a worker.
-    Dispatch {
-        /// The job.
-        job: JobId,
-        /// Which dispatch this is.
-        attempt: Attempt,
-        /// The worker, whose slot is now taken.
-        worker: Arc<WorkerSpec>,
-        /// The same for the record, with the reason.
-        placed: PlacedOn,
-        /// When.
-        at: UnixMillis,
-    },
-    /// Cut a running job off. Its lease comes back with this error.
-    Abort {
-        /// The job.
-        job: JobId,
-        /// What its client is told, and how it ends.
-        outcome: Outcome,
-    },
-    /// A job has ended: keep its ending, and tell its client if he does not know yet.
-    Finish {
-        /// The job.
-        job: JobId,
-        /// The attempt that ended; 0 if it never ran.
-        attempt: Attempt,
-        /// How.
-        ending: Box<Ending>,
-    },
-    /// Start a hive; answered by [`Event::HiveStarted`].
-    StartHive {
-        /// The hive.
-        hive: HiveId,
-    },
-    /// Stop a hive whose last job has ended; answered by [`Event::HiveStopped`].
-    StopHive {
-        /// The hive.
-        hive: HiveId,
-    },
-    /// Have a hive fetch a model; answered by [`Event::FetchProgress`] and [`Event::Fetched`].
-    Provision {
-        /// The hive.
-        hive: HiveId,
-        /// The model.
-        model: ModelRef,
-    },
-    /// Ask a hive for a worker; answered by [`Event::SpawnAnswered`].
-    Spawn {
-        /// The hive.
-        hive: HiveId,
-        /// What is wanted; host and port are not known yet.
-        worker: Arc<WorkerSpec>,
-        /// Devices for it.
-        devices: Vec<u32>,
-        /// The model's file on the hive's machine, for a hive that must be told.
-        model_path: Option<String>,
-        /// The request that it is spawned for, where there is one: the first of those who wait.
-        for_job: Option<JobId>,
-    },
-    /// Stop a worker through its hive; answered by [`Event::WorkerStopped`].
-    StopWorker {
-        /// Its hive.
-        hive: HiveId,
-        /// The worker.
-        worker: WorkerId,
-    },
-    /// Tell a worker that nobody waits for a job any more, then ask whether it answers; answered by
-    /// [`Event::WorkerChecked`].
-    CancelOnWorker {
-        /// The worker.
-        worker: Arc<WorkerSpec>,
-        /// The job.
-        job: JobId,
-    },
-    /// Say that a worker gets less work than others now, and why.
-    Distrust {
-        /// The worker.
-        worker: Arc<WorkerSpec>,
-        /// What it gets, and why.
-        note: BreakerNote,
-    },
-    /// Check a hive now; answered by [`Event::HiveReport`] or [`Event::HiveMissed`].
-    CheckHive {
-        /// The hive.
-        hive: HiveId,
-    },
-    /// Ask a worker what it serves; answered by [`Event::WorkerServes`].
-    AskWhatIsServed {
-        /// The worker.
-        worker: Arc<WorkerSpec>,
-    },
-    /// Ask a worker whether it answers; answered by [`Event::WorkerChecked`].
-    CheckWorker {
-        /// The worker.
-        worker: Arc<WorkerSpec>,
-    },
 }

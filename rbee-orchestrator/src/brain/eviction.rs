@@ -7,7 +7,7 @@ use crate::domain::{HiveId, HiveModel, ModelRef, Now};
 use crate::scheduler::Hive;
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 
 /// A model that may go, with what decides when.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use crate::error::{Code, Error, Result};
 use crate::scheduler::Hive;
 
 use super::Brain;
-use super::event::{Action, SeenWorker};
+use super::action::Action;
+use super::event::SeenWorker;
 use super::queue::Group;
 
 impl Brain {

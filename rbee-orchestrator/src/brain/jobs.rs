@@ -6,7 +6,8 @@ use crate::domain::{Attempt, Ending, JobId, Mono, Now, Outcome, PlacedOn, Priori
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, Aftermath, Blame, Report};
+use super::action::Action;
+use super::event::{Aftermath, Blame, Report};
 use super::job::{Due, Job, Phase};
 use super::queue::Waits;
 use super::retry::Sequel;

@@ -3,7 +3,7 @@
 use crate::domain::{Attempt, JobId, Mono, Now, WorkerId};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::job::Due;
 
 impl Brain {

@@ -3,6 +3,7 @@
 //! [`Brain::handle`] takes an event and the time and appends what is to be done. The same code
 //! runs in production and under a test's hand-moved clock.
 
+mod action;
 mod addresses;
 mod admission;
 mod arrival;
@@ -52,13 +53,12 @@ use crate::error::{Error, Result};
 use crate::hashing::IdMap;
 use crate::scheduler::{ClusterView, Hive, Scheduler, Workers};
 
+pub use action::Action;
 use batch::Lately;
 pub use calls::{SpawnOrder, WorkerCallback};
 use chance::Chance;
 pub use counters::{Counters, Tally};
-pub use event::{
-    Action, Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, Spawned,
-};
+pub use event::{Aftermath, Blame, Event, JobRequest, Report, SeenState, SeenWorker, Spawned};
 use hive_notes::HiveNotes;
 use job::{Due, Job, Phase};
 use names::{Meaning, Names};

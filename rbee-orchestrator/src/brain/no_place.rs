@@ -8,7 +8,7 @@ use crate::domain::{JobId, ModelRef, Narration, Now};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::job::Due;
 use super::queue::{Group, GroupKey, Waits};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::domain::{JobId, ModelRef, Now};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::job::{Due, Phase};
 use super::queue::GroupKey;
 

@@ -6,7 +6,7 @@ use crate::domain::{ModelRef, Now, WorkerId};
 use crate::scheduler::{ClusterView, Placement};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::names::Meaning;
 use super::queue::{Group, GroupId, GroupKey, Next};
 use super::spawning::Place;

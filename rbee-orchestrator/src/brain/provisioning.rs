@@ -7,7 +7,7 @@ use crate::error::{Code, Error, Result};
 use crate::scheduler::{FailedFetch, Fetch, Hive};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::queue::{GroupKey, Waits};
 
 /// Between two narrations of how far a model is.

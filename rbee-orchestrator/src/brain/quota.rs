@@ -9,7 +9,8 @@ use crate::domain::{
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
-use super::event::{Action, JobRequest};
+use super::action::Action;
+use super::event::JobRequest;
 use super::job::{Due, Job, Phase};
 use super::names::Meaning;
 use super::places::{QueuePlace, within_reason};

@@ -5,7 +5,7 @@ use crate::domain::{HiveId, HiveStatus, Mono, Now};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::job::Due;
 use super::jobs::humantime;
 

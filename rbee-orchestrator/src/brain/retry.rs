@@ -6,7 +6,8 @@ use crate::domain::{JobId, Now, Outcome, WorkerId};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, Blame, Report};
+use super::action::Action;
+use super::event::{Blame, Report};
 use super::job::{Due, Past, Phase};
 use super::places::within_reason;
 use super::window::Window;

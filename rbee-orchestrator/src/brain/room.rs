@@ -5,7 +5,8 @@ use crate::domain::{JobId, Now, Outcome, Priority};
 use crate::error::{Code, Error, Result};
 
 use super::Brain;
-use super::event::{Action, JobRequest};
+use super::action::Action;
+use super::event::JobRequest;
 use super::job::Job;
 use super::queue::GroupKey;
 

@@ -9,8 +9,9 @@ use crate::error::{Code, Error, Result};
 use crate::scheduler::{Placement, PlacementRequest, place_another_worker};
 
 use super::Brain;
+use super::action::Action;
 use super::calls::{SpawnOrder, WorkerCallback};
-use super::event::{Action, Spawned};
+use super::event::Spawned;
 use super::jobs::humantime;
 use super::workers::Notes;
 

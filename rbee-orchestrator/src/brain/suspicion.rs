@@ -5,7 +5,8 @@ use crate::domain::{JobId, Now, Outcome, WorkerId};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, Aftermath, Blame, Report};
+use super::action::Action;
+use super::event::{Aftermath, Blame, Report};
 use super::job::Job;
 
 /// An attempt that failed, by its worker's fault or by one that is unclear.

@@ -8,8 +8,9 @@ use crate::domain::{
 };
 
 use super::Brain;
+use super::action::Action;
 use super::breaker::{Ticket, Verdict};
-use super::event::{Action, Blame, Report};
+use super::event::{Blame, Report};
 use super::job::Due;
 use crate::error::Error;
 

@@ -7,7 +7,7 @@ use crate::domain::{
 use crate::scheduler::Hive;
 
 use super::Brain;
-use super::event::Action;
+use super::action::Action;
 use super::job::{Due, Phase};
 use super::placing::HeldUp;
 use super::queue::{GroupKey, Next, Waits};

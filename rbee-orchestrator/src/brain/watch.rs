@@ -7,7 +7,8 @@ use crate::domain::{HiveId, HiveStatus, Now, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
 
 use super::Brain;
-use super::event::{Action, SeenState, SeenWorker};
+use super::action::Action;
+use super::event::{SeenState, SeenWorker};
 
 /// A worker that is missing from this many lists in a row and does not answer is gone.
 const MISSING_LISTS: u32 = 2;

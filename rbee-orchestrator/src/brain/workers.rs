@@ -12,9 +12,9 @@ use crate::hashing::IdSet;
 use crate::scheduler::FailedLoad;
 
 use super::Brain;
+use super::action::Action;
 use super::breaker::Breaker;
 use super::doubt::Doubt;
-use super::event::Action;
 use super::job::Due;
 use super::queue::Waits;
 
