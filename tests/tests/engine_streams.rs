@@ -6,6 +6,7 @@ use rbee_tests::harness::{Answer, Event, EventEngine, Home, Queen, Reply, Shared
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -218,6 +219,99 @@ fn events_that_say_nothing_reach_nobody() {
         assert_eq!(events, 4, "two tokens, the end, [DONE]");
         assert_eq!(scripted.engine.requests().len(), 3);
     }
+}
+
+#[test]
+fn comments_keep_a_silent_stream_alive_wherever_it_falls_silent() {
+    let home = Home::new();
+    let queen = home
+        .queen()
+        .config("timeouts.keep_alive = \"200ms\"")
+        .start();
+    let pause = Duration::from_millis(1300);
+    let engine = EventEngine::start(move |_| {
+        let begun = Answer::stream().delta(&json!({"role": "assistant", "content": ""}));
+        let said = begun.pause(pause).text("a").pause(pause).text("b");
+        said.finish("stop").done()
+    });
+    let engine = engine.expect("a port");
+    queen.register_url(&engine.url(), "file:slow", &json!({}));
+    let ask = json!({"model": "file:slow", "stream": true,
+                     "messages": [{"role": "user", "content": "x"}]});
+    for path in [CHAT, "/v2/tasks"] {
+        let mut stream = queen.stream(path, &ask).expect("an answer");
+        assert_eq!(stream.headers["x-accel-buffering"], "no");
+        let (mut comments, mut tokens) = ([0; 3], 0);
+        while let Some(event) = stream.next() {
+            let is_token = |event: &Value| {
+                event["type"] == "token" || !content(std::slice::from_ref(event)).is_empty()
+            };
+            match event {
+                Event::Comment(_) => comments[tokens] += 1,
+                Event::Json(event) if is_token(&event) => tokens += 1,
+                Event::Json(_) | Event::Done => {}
+            }
+        }
+        // Before the first token, between the two, and behind the second.
+        assert!(
+            comments[..2].iter().all(|count| (3..=7).contains(count)),
+            "{path}: {comments:?}"
+        );
+        assert_eq!((tokens, comments[2]), (2, 0), "{path}: {comments:?}");
+    }
+}
+
+#[test]
+fn a_workers_comments_are_no_life() {
+    let home = Home::new();
+    let queen = home
+        .queen()
+        .config("timeouts.between_tokens = \"500ms\"")
+        .start();
+    let engine = EventEngine::start(move |_| {
+        let mut answer = Answer::stream().text("a");
+        for _ in 0..100 {
+            answer = answer
+                .pause(Duration::from_millis(50))
+                .raw(": ping\n\nevent: ping\n\n");
+        }
+        answer.finish("stop").done()
+    });
+    let engine = engine.expect("a port");
+    queen.register_url(&engine.url(), "file:pings", &json!({}));
+    let ask = json!({"model": "file:pings", "stream": true,
+                     "messages": [{"role": "user", "content": "x"}]});
+    let events = queen.stream(CHAT, &ask).expect("an answer").rest();
+    let last = &events.last().expect("an error")["error"];
+    assert_eq!(last["code"], "TIMEOUT", "{events:#?}");
+    let events = queen.stream("/v2/tasks", &ask).expect("an answer").rest();
+    assert_task_failed(&events, "TIMEOUT", &["timeouts.between_tokens"]);
+}
+
+#[test]
+fn a_workers_comments_forbid_no_other_try() {
+    let home = Home::new();
+    let queen = home.queen().start();
+    // Whichever is asked first, its comment has come when it breaks off.
+    let engines = [0, 1].map(|_| {
+        static TRIES: AtomicUsize = AtomicUsize::new(0);
+        let engine = EventEngine::start(|_| match TRIES.fetch_add(1, Relaxed) % 2 {
+            0 => Answer::stream()
+                .raw(": ping\n\n")
+                .pause(Duration::from_millis(100))
+                .broken(),
+            _ => hello().finish("stop").done(),
+        });
+        let engine = engine.expect("a port");
+        queen.register_url(&engine.url(), "file:twins", &json!({}));
+        engine
+    });
+    let ask = json!({"model": "file:twins", "stream": true,
+                     "messages": [{"role": "user", "content": "x"}]});
+    let events = queen.stream(CHAT, &ask).expect("an answer").rest();
+    assert_eq!(content(&events), "Hello there", "{events:#?}");
+    let asked: usize = engines.iter().map(|engine| engine.requests().len()).sum();
+    assert_eq!(asked, 2);
 }
 
 #[test]

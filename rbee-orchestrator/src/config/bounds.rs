@@ -37,7 +37,7 @@ pub struct Timeouts {
     /// How long the status line of an OpenAI stream waits for the worker's own.
     #[serde(with = "humantime_serde")]
     pub stream_status: Duration,
-    /// Between two keep-alive comments while a client waits.
+    /// A stream's silence, to its client, before a keep-alive comment.
     #[serde(with = "humantime_serde")]
     pub keep_alive: Duration,
     /// The load of a model, whatever its size.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use super::answer::error_object;
 use super::events;
 use super::following::{DownloadBody, LogBody};
-use crate::domain::{JobId, TaskEvent};
+use crate::domain::JobId;
 use crate::error::Error;
 use crate::orchestrator::{LogLines, ModelDownload, RawReply, TaskEvents, TaskStream};
 use crate::relay::sse;
@@ -45,7 +45,7 @@ impl Body {
             reply,
             heart: Heart::new(keep_alive),
             correlation_id: correlation_id.to_owned(),
-            phase: Phase::Waiting,
+            phase: Phase::Flowing,
         })))
     }
 
@@ -53,7 +53,7 @@ impl Body {
         Body(Kind::Task(Box::new(TaskBody {
             stream,
             heart: Heart::new(keep_alive),
-            phase: Phase::Waiting,
+            phase: Phase::Flowing,
             flushed: true,
         })))
     }
@@ -110,9 +110,7 @@ impl HttpBody for Body {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing of the answer has come yet; comments keep the connection alive.
-    Waiting,
-    /// The answer flows.
+    /// There may be more of the answer.
     Flowing,
     /// The last event has come; only the mark of the end is left.
     Closing,
@@ -121,32 +119,59 @@ enum Phase {
 }
 
 /// Beats while nothing else goes over the wire.
+///
+/// To note an event costs next to nothing: the timer is not set anew for it, but looks in four times
+/// in an interval. So a comment may come a quarter of it late.
 #[derive(Debug)]
 pub(super) struct Heart {
     interval: Duration,
     beat: Option<Pin<Box<Sleep>>>,
+    /// Whom the timer wakes.
+    waker: Option<Waker>,
+    /// How often it looked in since something went out.
+    quiet: u32,
 }
+
+/// Looks in an interval.
+const LOOKS: u32 = 4;
 
 impl Heart {
     pub(super) fn new(interval: Duration) -> Self {
         Heart {
             interval,
             beat: None,
+            waker: None,
+            quiet: 1,
         }
     }
 
+    /// A comment, when nothing has gone out for the interval.
     pub(super) fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let interval = self.interval;
+        let pause = self.interval / LOOKS;
         let beat = self
             .beat
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(interval)));
-        std::task::ready!(beat.as_mut().poll(cx));
-        beat.as_mut().reset(Instant::now() + interval);
-        Poll::Ready(Bytes::from_static(KEEP_ALIVE))
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(pause)));
+        loop {
+            let wakes_us = |waker: &Waker| waker.will_wake(cx.waker());
+            if !beat.is_elapsed() && self.waker.as_ref().is_some_and(wakes_us) {
+                return Poll::Pending;
+            }
+            self.waker = Some(cx.waker().clone());
+            ready!(beat.as_mut().poll(cx));
+            self.waker = None;
+            beat.as_mut().reset(Instant::now() + pause);
+            self.quiet += 1;
+            // The first look after an event may come at once.
+            if self.quiet > LOOKS {
+                self.quiet = 1;
+                return Poll::Ready(Bytes::from_static(KEEP_ALIVE));
+            }
+        }
     }
 
-    pub(super) fn stop(&mut self) {
-        self.beat = None;
+    /// Something went out.
+    pub(super) fn note(&mut self) {
+        self.quiet = 0;
     }
 }
 
@@ -167,27 +192,22 @@ impl RawBody {
                 self.phase = Phase::Over;
                 return Poll::Ready(Some(Bytes::from_static(sse::DONE)));
             }
-            Phase::Waiting | Phase::Flowing => {}
+            Phase::Flowing => {}
         }
-        match self.reply.poll_data(cx) {
-            Poll::Ready(Some(Ok(data))) => {
-                if self.phase == Phase::Waiting {
-                    self.phase = Phase::Flowing;
-                    self.heart.stop();
-                }
-                Poll::Ready(Some(data))
-            }
+        let next = match self.reply.poll_data(cx) {
+            Poll::Ready(Some(Ok(data))) => Some(data),
             Poll::Ready(Some(Err(error))) => {
                 self.phase = Phase::Closing;
-                Poll::Ready(Some(self.error_event(&error)))
+                Some(self.error_event(&error))
             }
             Poll::Ready(None) => {
                 self.phase = Phase::Over;
-                Poll::Ready(None)
+                None
             }
-            Poll::Pending if self.phase == Phase::Waiting => self.heart.poll_beat(cx).map(Some),
-            Poll::Pending => Poll::Pending,
-        }
+            Poll::Pending => return self.heart.poll_beat(cx).map(Some),
+        };
+        self.heart.note();
+        Poll::Ready(next)
     }
 
     fn error_event(&self, error: &Error) -> Bytes {
@@ -223,33 +243,30 @@ impl TaskBody {
             Phase::Over => return Poll::Ready(None),
             Phase::Closing => {
                 // After the last byte the task's record tells the ending.
-                std::task::ready!(self.stream.poll_settled(cx));
+                if self.stream.poll_settled(cx).is_pending() {
+                    return self.heart.poll_beat(cx).map(Some);
+                }
                 self.phase = Phase::Over;
                 return Poll::Ready(Some(Bytes::from_static(sse::DONE)));
             }
-            Phase::Waiting | Phase::Flowing => {}
+            Phase::Flowing => {}
         }
         let job = self.stream.job();
-        match Pin::new(&mut self.stream).poll_next(cx) {
+        let next = match Pin::new(&mut self.stream).poll_next(cx) {
             Poll::Ready(Some(event)) => {
-                self.phase = match event {
-                    _ if event.is_terminal() => Phase::Closing,
-                    TaskEvent::Token { .. } | TaskEvent::Metrics { .. } => Phase::Flowing,
-                    // An attempt may be void, and the task waits again.
-                    _ => Phase::Waiting,
-                };
-                if self.phase == Phase::Flowing {
-                    self.heart.stop();
+                if event.is_terminal() {
+                    self.phase = Phase::Closing;
                 }
-                Poll::Ready(Some(events::encode(job, &event)))
+                Some(events::encode(job, &event))
             }
             Poll::Ready(None) => {
                 self.phase = Phase::Over;
-                Poll::Ready(None)
+                None
             }
-            Poll::Pending if self.phase == Phase::Waiting => self.heart.poll_beat(cx).map(Some),
-            Poll::Pending => Poll::Pending,
-        }
+            Poll::Pending => return self.heart.poll_beat(cx).map(Some),
+        };
+        self.heart.note();
+        Poll::Ready(next)
     }
 }
 
@@ -269,7 +286,7 @@ impl EventsBody {
         }
         match Pin::new(&mut self.events).poll_next(cx) {
             Poll::Ready(Some((id, event))) => {
-                self.heart.stop();
+                self.heart.note();
                 Poll::Ready(Some(events::encode_with_id(self.job, id, &event)))
             }
             Poll::Ready(None) => {

@@ -41,7 +41,7 @@ impl LogBody {
         }
         match self.lines.poll_line(cx) {
             Poll::Ready(Some(Ok(line))) => {
-                self.heart.stop();
+                self.heart.note();
                 Poll::Ready(Some(logs::event(&line)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -105,7 +105,7 @@ impl DownloadBody {
         let Poll::Ready((mut download, news)) = self.news.as_mut().poll(cx) else {
             return Poll::Ready(Some(ready!(self.heart.poll_beat(cx))));
         };
-        self.heart.stop();
+        self.heart.note();
         let Some(progress) = news else {
             self.phase = Phase::Over;
             return Poll::Ready(Some(Bytes::from_static(sse::DONE)));

@@ -74,6 +74,8 @@ pub(super) fn event_stream(body: Body) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx and others would hold events back until a buffer is full.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
