@@ -1,6 +1,7 @@
 //! What engines write into a stream beside the answer, and how their streams end: a good answer is one
 //! whatever its engine adds, and an error is told in the engine's own words.
 
+use rbee_tests::harness::event_engine::chunk;
 use rbee_tests::harness::events::{assert_task_completed, assert_task_failed};
 use rbee_tests::harness::{Answer, Event, EventEngine, Home, Queen, Reply, Shared, assert_error};
 use serde_json::{Value, json};
@@ -344,4 +345,103 @@ fn an_event_that_is_too_large_is_told_and_not_tried_again() {
     let events = queen.stream("/v2/tasks", &task).expect("an answer").rest();
     assert_task_failed(&events, "UPSTREAM_INVALID", &["limits.max_event_bytes"]);
     assert_eq!(engine.requests().len(), 1);
+}
+
+#[test]
+fn counts_that_cannot_be_read_are_none_and_the_answer_stands() {
+    for usage in [
+        json!({"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -1}),
+        json!({"prompt_tokens": null, "completion_tokens": null}),
+        json!({"prompt_tokens": "many", "completion_tokens": [2]}),
+        json!([]),
+        json!({}),
+        json!("none"),
+        json!(false),
+    ] {
+        let told = json!({"choices": [], "usage": usage});
+        let streamed = hello().finish("stop").event(&told).done();
+        let scripted = Scripted::answering(streamed);
+        scripted.says("Hello there");
+        let (_, record) = scripted.events(&json!({}));
+        assert_eq!(record["tokens_out"], 2, "{usage}: {record}");
+        assert_eq!(record["usage_estimated"], true, "{usage}: {record}");
+        let message = json!({"role": "assistant", "content": "Hello there"});
+        let choice = json!({"index": 0, "finish_reason": "stop", "message": message});
+        let whole = json!({"choices": [choice], "usage": usage});
+        let scripted = Scripted::answering(Answer::json(200, &whole));
+        let reply = scripted
+            .queen()
+            .ask(CHAT, &scripted.chat(&json!({"stream": false})));
+        assert_eq!((reply.status, reply.json()), (200, whole), "{usage}");
+    }
+}
+
+#[test]
+fn a_usage_chunk_is_known_by_what_it_has_and_comes_to_those_who_ask() {
+    let counts = json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7});
+    let forms = [
+        json!({"choices": [], "usage": counts}),
+        json!({"usage": counts}),
+        // LiteLLM's.
+        json!({"choices": [{"index": 0, "delta": {}}], "usage": counts}),
+        json!({"choices": [{"index": 0, "delta": {"content": null, "role": null},
+                            "finish_reason": null}], "usage": counts}),
+    ];
+    for form in forms {
+        let scripted = Scripted::answering(hello().finish("stop").event(&form).done());
+        let (events, record) = scripted.events(&json!({}));
+        assert_eq!(events.len(), 3, "{events:#?}");
+        assert_eq!(
+            (&record["tokens_in"], &record["tokens_out"]),
+            (&json!(5), &json!(2))
+        );
+        assert_eq!(record["usage_estimated"], false, "{record}");
+        let asks = json!({"stream_options": {"include_usage": true}});
+        let (events, _) = scripted.events(&asks);
+        assert_eq!(events.last(), Some(&form));
+    }
+}
+
+#[test]
+fn one_usage_chunk_for_each_choice_adds_up() {
+    let of = |index: u64| json!({"choices": [{"index": index, "delta": {"content": "a"}}]});
+    let end =
+        |index: u64| json!({"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]});
+    let answer = Answer::stream().event(&of(0)).event(&of(1));
+    let answer = answer
+        .event(&end(0))
+        .usage(5, 2)
+        .event(&of(1))
+        .event(&end(1))
+        .usage(5, 3);
+    let scripted = Scripted::answering(answer.done());
+    let (events, record) = scripted.events(&json!({"n": 2}));
+    assert_eq!(events.len(), 5, "{events:#?}");
+    assert_eq!(
+        (&record["tokens_in"], &record["tokens_out"]),
+        (&json!(10), &json!(5))
+    );
+}
+
+#[test]
+fn timings_come_through_as_they_would_directly() {
+    let timings = json!({"prompt_n": 5, "predicted_n": 2, "predicted_ms": 0.5});
+    let last = chunk(0, &json!({}), &json!("stop"));
+    let with = |mut event: Value| {
+        event["timings"] = timings.clone();
+        event
+    };
+    let usage = json!({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}});
+    // llama-server moves them to the usage chunk, when that is asked for.
+    let answer = hello().event(&last).event(&with(usage.clone())).done();
+    let scripted = Scripted::answering(answer);
+    let (events, _) = scripted.events(&json!({}));
+    assert_eq!(events.len(), 3, "{events:#?}");
+    assert_eq!(events[2], with(last.clone()));
+    let (events, _) = scripted.events(&json!({"stream_options": {"include_usage": true}}));
+    assert_eq!(events[2..], [last.clone(), with(usage)]);
+    // Where they are not moved, they stay.
+    let answer = hello().event(&with(last.clone())).usage(5, 2).done();
+    let (events, _) = Scripted::answering(answer).events(&json!({}));
+    assert_eq!(events[2..], [with(last)]);
 }

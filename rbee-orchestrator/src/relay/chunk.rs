@@ -20,6 +20,8 @@ use crate::error::Result;
 pub(crate) struct Chunk<'a> {
     pub(crate) choices: Vec<Choice<'a>>,
     pub(crate) usage: Option<WireUsage>,
+    /// llama-server: how long it took to read and to write.
+    pub(crate) timings: Option<&'a RawValue>,
     /// The worker gave up.
     pub(crate) refusal: Option<Refusal>,
 }
@@ -30,6 +32,8 @@ struct Wire<'a> {
     choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow, default)]
     usage: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    timings: Option<&'a RawValue>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "text_if_it_is_one")]
@@ -76,6 +80,7 @@ impl<'a> Chunk<'a> {
         Ok(Chunk {
             choices: wire.choices.unwrap_or_default(),
             usage: wire.usage.map(WireUsage::read),
+            timings: wire.timings,
             refusal: value.and_then(|value| refusal::in_answer(&value)),
         })
     }
@@ -88,6 +93,13 @@ impl<'a> Chunk<'a> {
     /// Whether it brings nothing of any choice, which it may name all the same (LiteLLM).
     pub(crate) fn is_bare(&self) -> bool {
         self.choices.iter().all(Choice::is_bare)
+    }
+
+    /// Whether a choice ends with it.
+    pub(crate) fn is_last(&self) -> bool {
+        self.choices
+            .iter()
+            .any(|choice| choice.finish_reason.is_some())
     }
 
     /// The choice that it names, if it names one.

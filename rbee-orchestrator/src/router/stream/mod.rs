@@ -79,6 +79,8 @@ pub(super) struct Streaming {
     stop: Option<(StopReason, Option<String>)>,
     /// Which choices of a raw stream have ended.
     choices: Choices,
+    /// The event with which one ended, until it is known whether a part of it comes apart.
+    last_event: Option<Bytes>,
     /// How the attempt ends, once that is known.
     outcome: Option<Outcome>,
     /// Why it fails, on its way to what may be kept of that.
@@ -128,6 +130,7 @@ impl Streaming {
             relayed: false,
             stop: None,
             choices: Choices::default(),
+            last_event: None,
             outcome: None,
             failing: None,
             privacy: flow.parts.privacy,
@@ -249,6 +252,7 @@ impl Streaming {
     }
 
     fn fail(&mut self, error: Error) {
+        self.pass_last();
         self.source = None;
         self.outcome = Some(Outcome::Failed(error));
     }

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use memchr::memchr;
 use memchr::memmem::Finder;
+use serde_json::value::RawValue;
 
 use super::Streaming;
 use crate::domain::Outcome;
@@ -35,6 +36,7 @@ impl Streaming {
         // Of several choices each event may end one.
         if self.begun
             && self.demand.answers <= 1
+            && self.last_event.is_none()
             && is_plain(&block)
             && let Some(events) = objects(&block)
         {
@@ -42,12 +44,20 @@ impl Streaming {
             self.moved = true;
             return self.ready.push_back(Step::Data(block));
         }
+        // Events that go through in a row are passed on as the slice that they are.
         let (mut from, mut at) = (0, 0);
         for event in sse::events(&block) {
             let end = at + event.len();
-            if !self.passes(event, wants_usage) {
+            let fate = self.look(event, wants_usage).unwrap_or_else(|error| {
+                self.fail(error);
+                Fate::Drop
+            });
+            if fate != Fate::Pass {
                 self.pass(block.slice(from..at));
                 from = end;
+            }
+            if fate == Fate::Keep {
+                self.last_event = Some(block.slice(at..end));
             }
             at = end;
             if self.outcome.is_some() {
@@ -63,33 +73,41 @@ impl Streaming {
         }
     }
 
-    /// Looks at one event of a raw stream; says whether the client gets it.
-    fn passes(&mut self, event: &[u8], wants_usage: bool) -> bool {
-        self.look(event, wants_usage).unwrap_or_else(|error| {
-            self.fail(error);
-            false
-        })
+    /// Passes on the event with which a choice ended.
+    pub(super) fn pass_last(&mut self) {
+        if let Some(event) = self.last_event.take() {
+            self.pass(event);
+        }
     }
 
-    fn look(&mut self, event: &[u8], wants_usage: bool) -> Result<bool> {
+    /// The same, with what would stand in it if nobody had asked for usage.
+    fn pass_last_with(&mut self, timings: &RawValue) {
+        if let Some(event) = self.last_event.take() {
+            self.pass(with_timings(&event, timings).unwrap_or(event));
+        }
+    }
+
+    /// Looks at one event of a raw stream.
+    fn look(&mut self, event: &[u8], wants_usage: bool) -> Result<Fate> {
         if std::str::from_utf8(event).is_err() {
             return Err(said::unreadable(event));
         }
         let (data, named) = match said::read(event)? {
             Said::Object { data, named } => (data, named),
-            Said::Nothing => return Ok(false),
+            Said::Nothing => return Ok(Fate::Drop),
             Said::Done => {
+                self.pass_last();
                 self.outcome = Some(Outcome::Complete);
-                return Ok(true);
+                return Ok(Fate::Pass);
             }
             Said::Failed(refusal) => {
                 self.refused(refusal);
-                return Ok(false);
+                return Ok(Fate::Drop);
             }
         };
         let chunk = Chunk::read(&data)?;
         if named && chunk.is_foreign() {
-            return Ok(false);
+            return Ok(Fate::Drop);
         }
         self.moved = true;
         self.choices.note(&chunk);
@@ -100,12 +118,40 @@ impl Streaming {
             self.tokens += tokens;
         }
         let is_usage = chunk.usage.is_some() && chunk.is_bare();
-        match chunk.refusal {
-            Some(refusal) => self.refused(refusal),
-            None => return Ok(wants_usage || !is_usage),
+        let is_last = chunk.is_last();
+        match (chunk.refusal, chunk.timings) {
+            (Some(refusal), _) => {
+                self.refused(refusal);
+                return Ok(Fate::Drop);
+            }
+            (None, Some(timings)) if is_usage && !wants_usage => self.pass_last_with(timings),
+            _ => self.pass_last(),
         }
-        Ok(false)
+        Ok(match wants_usage {
+            false if is_usage => Fate::Drop,
+            // llama-server's timings go with the usage, which was asked for by the queen alone.
+            false if is_last && chunk.timings.is_none() => Fate::Keep,
+            _ => Fate::Pass,
+        })
     }
+}
+
+/// What becomes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Pass,
+    /// The client does not get it.
+    Drop,
+    /// The client gets it with the next event, which may have a part of it.
+    Keep,
+}
+
+/// An event of one line with one more field in its object.
+fn with_timings(event: &[u8], timings: &RawValue) -> Option<Bytes> {
+    let open = event.trim_ascii_end().strip_suffix(b"}")?;
+    let of_one_line = event.starts_with(b"data:") && memchr(b'\n', open).is_none();
+    let parts = [open, b",\"timings\":", timings.get().as_bytes(), b"}\n\n"];
+    of_one_line.then(|| parts.concat().into())
 }
 
 /// Whether nothing but text stands in these events.

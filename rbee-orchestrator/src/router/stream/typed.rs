@@ -80,6 +80,7 @@ impl Streaming {
         let (reason, matched) = self.stop.clone().unwrap_or((StopReason::Eos, None));
         match &self.form {
             Form::Raw { .. } => {
+                self.pass_last();
                 let done = Bytes::from_static(sse::DONE);
                 self.ready.push_back(Step::Data(done));
             }
