@@ -1,72 +1,16 @@
-//! Settings: the command line, the environment and the configuration file in one.
+//! Settings: what the command line and the environment say, and the configuration file leaves open.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use crate::cli::{DaemonArgs, LogFormat};
-use crate::engine::{EngineConfig, Engines};
+use crate::rules::Rules;
 use crate::worker::WorkerHost;
-
-/// Most slots that a worker may be asked to have.
-pub(crate) const MAX_SLOTS: u32 = 256;
-
-/// The configuration file. Every key is optional; an unknown one is an error.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ConfigFile {
-    models: Option<PathBuf>,
-    slots: u32,
-    context: u64,
-    load_timeout_secs: u64,
-    load_timeout_secs_per_gib: u64,
-    stop_grace_secs: u64,
-    download_stall_secs: u64,
-    keep_free_mib: u64,
-    head_timeout_secs: u64,
-    aliases: BTreeMap<String, String>,
-    /// Arguments that a queen may add to an engine's command, such as "--cache-ram".
-    allowed_args: Vec<String>,
-    engines: BTreeMap<String, EngineConfig>,
-}
-
-impl Default for ConfigFile {
-    fn default() -> Self {
-        ConfigFile {
-            models: None,
-            slots: 4,
-            context: 4096,
-            load_timeout_secs: 300,
-            load_timeout_secs_per_gib: 20,
-            stop_grace_secs: 10,
-            download_stall_secs: 120,
-            keep_free_mib: 1024,
-            head_timeout_secs: 30,
-            aliases: BTreeMap::new(),
-            allowed_args: Vec::new(),
-            engines: BTreeMap::new(),
-        }
-    }
-}
-
-/// How long a model may take to load.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LoadTimeout {
-    base: Duration,
-    per_gib: Duration,
-}
-
-impl LoadTimeout {
-    pub(crate) fn of(&self, model_bytes: u64) -> Duration {
-        let gib = model_bytes as f64 / (1u64 << 30) as f64;
-        self.base + self.per_gib.mul_f64(gib)
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -79,18 +23,8 @@ pub(crate) struct Settings {
     pub(crate) state_root: PathBuf,
     /// The configuration file, to be read again.
     config: Option<PathBuf>,
-    pub(crate) aliases: BTreeMap<String, String>,
-    pub(crate) allowed_args: Vec<String>,
-    pub(crate) engines: Engines,
-    pub(crate) slots: u32,
-    /// Tokens of context for each slot.
-    pub(crate) context: u64,
-    pub(crate) load_timeout: LoadTimeout,
-    pub(crate) stop_grace: Duration,
-    /// A download that brings nothing for so long has failed.
-    pub(crate) download_stall: Duration,
-    /// What a download leaves of the disk.
-    pub(crate) keep_free_bytes: u64,
+    /// What it said at the start.
+    pub(crate) rules: Arc<Rules>,
     /// What a connection may take from its beginning, or an answer's end, to the next whole head.
     pub(crate) head_timeout: Duration,
     pub(crate) callback_url: Option<String>,
@@ -114,41 +48,21 @@ impl Settings {
                  to the token that callers must send, or listen on 127.0.0.1"
             );
         }
-        let file = match &args.config {
-            Some(path) => read_file(path)?,
-            None => ConfigFile::default(),
-        };
-        if !(1..=MAX_SLOTS).contains(&file.slots) {
-            bail!("slots = {}: must be 1 to {MAX_SLOTS}", file.slots);
-        }
-        if !(1..=1 << 24).contains(&file.context) {
-            bail!("context = {}: must be 1 to 16777216 tokens", file.context);
-        }
+        let rules = Rules::read(args.config.as_deref())?;
         Ok(Settings {
             host,
             port,
             token,
             log_format: args.log_format,
-            models: models_folder(args.models.or(file.models))?,
+            models: models_folder(args.models.or(rules.models.clone()))?,
             state_root: absolute(
                 &args
                     .state
                     .unwrap_or_else(|| in_home(".local/state/rbee-hive")),
             )?,
             config: args.config.map(|path| absolute(&path)).transpose()?,
-            aliases: file.aliases,
-            allowed_args: file.allowed_args,
-            engines: Engines::new(&file.engines)?,
-            slots: file.slots,
-            context: file.context,
-            load_timeout: LoadTimeout {
-                base: Duration::from_secs(file.load_timeout_secs),
-                per_gib: Duration::from_secs(file.load_timeout_secs_per_gib),
-            },
-            stop_grace: Duration::from_secs(file.stop_grace_secs),
-            download_stall: Duration::from_secs(file.download_stall_secs.max(1)),
-            head_timeout: Duration::from_secs(file.head_timeout_secs.max(1)),
-            keep_free_bytes: file.keep_free_mib.saturating_mul(1 << 20),
+            head_timeout: rules.head_timeout,
+            rules: Arc::new(rules),
             callback_url: variable("QUEEN_CALLBACK_URL")
                 .map(|url| url.trim_end_matches('/').to_owned()),
             worker_host: WorkerHost::new(variable("RBEE_WORKER_HOST").as_deref()),
@@ -157,10 +71,10 @@ impl Settings {
 }
 
 impl Settings {
-    /// The aliases as the configuration file has them now; `None` without a file.
-    pub(crate) fn aliases_again(&self) -> Result<Option<BTreeMap<String, String>>> {
+    /// What the configuration file says now; `None` without a file.
+    pub(crate) fn rules_again(&self) -> Result<Option<Rules>> {
         let path = self.config.as_deref();
-        path.map(|path| Ok(read_file(path)?.aliases)).transpose()
+        path.map(|path| Rules::read(Some(path))).transpose()
     }
 }
 
@@ -181,12 +95,6 @@ fn in_home(below: &str) -> PathBuf {
         Some(home) => Path::new(&home).join(below),
         None => env::temp_dir().join("rbee").join(below),
     }
-}
-
-fn read_file(path: &Path) -> Result<ConfigFile> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("can't read the configuration file {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("in the configuration file {}", path.display()))
 }
 
 fn split_addr(addr: &str) -> Result<(String, u16)> {
@@ -236,12 +144,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_key_is_named() {
-        let error = toml::from_str::<ConfigFile>("slot = 3").unwrap_err();
-        assert!(error.to_string().contains("slot"), "{error}");
-    }
-
-    #[test]
     fn a_token_is_trimmed_and_one_that_no_caller_could_send_is_refused() {
         assert_eq!(sendable("T", Some(" s3cret\r\n")).unwrap(), "s3cret");
         for odd in [
@@ -260,14 +162,5 @@ mod tests {
     fn an_address_may_be_ipv6() {
         assert_eq!(split_addr("[::1]:9200").unwrap(), ("::1".into(), 9200));
         assert!(split_addr("9200").is_err());
-    }
-
-    #[test]
-    fn a_bigger_model_may_load_longer() {
-        let timeout = LoadTimeout {
-            base: Duration::from_secs(300),
-            per_gib: Duration::from_secs(20),
-        };
-        assert_eq!(timeout.of(3 << 30), Duration::from_secs(360));
     }
 }

@@ -1,7 +1,7 @@
 //! The hive as a whole: what its parts share, and its way from start to end.
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +18,7 @@ use crate::http;
 use crate::logs::LogBook;
 use crate::models::{Catalog, Downloads};
 use crate::registry::Registry;
+use crate::rules::Rules;
 use crate::signals::{Signals, Wanted};
 use crate::state_dir::StateDir;
 use crate::worker::{self, State};
@@ -35,6 +36,7 @@ pub(crate) struct Hive(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
+    rules: RwLock<Arc<Rules>>,
     pub(crate) catalog: Catalog,
     pub(crate) registry: Registry,
     pub(crate) downloads: Downloads,
@@ -64,8 +66,8 @@ impl Hive {
         Ok(Hive(Arc::new(Shared {
             catalog: Catalog::new(
                 settings.models.clone(),
-                settings.aliases.clone(),
-                settings.engines.extensions(),
+                settings.rules.aliases.clone(),
+                settings.rules.engines.extensions(),
             )?,
             registry: Registry::default(),
             downloads: Downloads::default(),
@@ -75,6 +77,7 @@ impl Hive {
             state_dir,
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            rules: RwLock::new(settings.rules.clone()),
             settings,
         })))
     }
@@ -95,29 +98,48 @@ impl Hive {
         Err(ApiError::internal("no free port for a worker"))
     }
 
-    /// Takes in what can change while the hive runs; a file that can't be read changes nothing.
+    /// The rules as they are now, for whatever begins now.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        let rules = self.rules.read();
+        rules.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes in the rules as the configuration file has them now; one that is wrong changes nothing.
     fn reload(&self) {
-        let read = self.settings.aliases_again();
-        let taken = read.and_then(|aliases| match aliases {
-            Some(aliases) => self.catalog.set_aliases(aliases).map(|()| true),
-            None => Ok(false),
-        });
-        match taken {
-            Ok(true) => tracing::info!(
-                "SIGHUP: aliases are read again; the rest of the configuration takes a restart"
-            ),
-            Ok(false) => tracing::info!("SIGHUP: there is no configuration file to read again"),
+        let read = self.settings.rules_again();
+        match read.and_then(|rules| rules.map(|rules| self.take_in(rules)).transpose()) {
+            Ok(Some(())) => {}
+            Ok(None) => tracing::info!("SIGHUP: there is no configuration file to read again"),
             Err(error) => tracing::error!("SIGHUP: nothing is changed: {error:#}"),
         }
+    }
+
+    fn take_in(&self, rules: Rules) -> Result<()> {
+        let extensions = rules.engines.extensions();
+        self.catalog.set(rules.aliases.clone(), extensions)?;
+        let new = Arc::new(rules);
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *rules, new.clone());
+        drop(rules);
+        match new.news(&old).join(", ") {
+            none if none.is_empty() => tracing::info!("SIGHUP: nothing new is taken in"),
+            news => tracing::info!("SIGHUP: new for what begins from now on: {news}"),
+        }
+        let later = new.for_a_restart(&self.settings.rules).join(", ");
+        if !later.is_empty() {
+            tracing::warn!("SIGHUP: changed, but taken in only by a restart of the hive: {later}");
+        }
+        Ok(())
     }
 
     async fn stop_workers(&self, signals: &mut Signals) {
         let workers = self.registry.close();
         tracing::info!(workers = workers.len(), "shutting down");
         let stop_all = |grace| workers.iter().for_each(|worker| worker.stop(grace));
-        stop_all(self.settings.stop_grace);
+        let grace = self.rules().stop_grace;
+        stop_all(grace);
         self.tasks.close();
-        let limit = self.settings.stop_grace + LAST_TASKS;
+        let limit = grace + LAST_TASKS;
         tokio::select! {
             ended = timeout(limit, self.tasks.wait()) => {
                 if ended.is_err() {

@@ -17,6 +17,7 @@ mod logs;
 mod models;
 mod process;
 mod registry;
+mod rules;
 mod signals;
 mod state_dir;
 mod worker;

@@ -49,6 +49,8 @@ pub(crate) struct EngineConfig {
     /// Whether it is given a key of its own that callers must show.
     #[serde(default = "yes")]
     api_key: bool,
+    /// Arguments that a queen may add to its command, in place of those for all engines.
+    allowed_args: Option<Vec<String>>,
 }
 
 /// Where an engine finds its key, as llama-server does.
@@ -133,6 +135,11 @@ impl Engine {
     /// Whether it is given a key.
     pub(crate) fn takes_key(&self) -> bool {
         self.config.api_key
+    }
+
+    /// What a queen may add to its command: its own list, or else the one for all engines.
+    pub(crate) fn allowed_args<'a>(&'a self, for_all: &'a [String]) -> &'a [String] {
+        self.config.allowed_args.as_deref().unwrap_or(for_all)
     }
 
     pub(crate) fn health(&self) -> &str {
@@ -229,6 +236,7 @@ fn llama_server() -> EngineConfig {
         pass_env: Vec::new(),
         llama_api: true,
         api_key: true,
+        allowed_args: None,
     }
 }
 

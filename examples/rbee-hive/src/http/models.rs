@@ -30,7 +30,7 @@ pub(super) struct ModelRequest {
 
 /// Every model as the protocol shows it. Reads the disk.
 pub(super) fn describe(hive: &Hive) -> Vec<Value> {
-    let settings = &hive.settings;
+    let rules = hive.rules();
     let models = hive.catalog.models().into_iter();
     models
         .map(|model| {
@@ -38,7 +38,7 @@ pub(super) fn describe(hive: &Hive) -> Vec<Value> {
                 "model_ref": model.model_ref,
                 "aliases": model.aliases,
                 "size_bytes": model.size_bytes,
-                "vram_bytes": model.memory(settings.slots, settings.context),
+                "vram_bytes": model.memory(rules.slots, rules.context),
                 "local_path": model.path,
             })
         })

@@ -110,7 +110,7 @@ pub(super) async fn shutdown(
             "the worker had failed; it is forgotten"
         }
         _ => {
-            worker.stop(grace.unwrap_or(hive.settings.stop_grace).min(LONGEST_GRACE));
+            worker.stop(grace.unwrap_or(hive.rules().stop_grace).min(LONGEST_GRACE));
             "the worker is being stopped"
         }
     };

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::gguf::{self, Header};
 use super::hub::HubRef;
+use super::known::{Current, Known};
 use super::memory;
 use super::naming::{self, by_address, by_repository};
 use super::source::{SourceRef, check_name};
@@ -59,8 +60,7 @@ type Headers = HashMap<PathBuf, (u64, Option<SystemTime>, Option<Header>)>;
 #[derive(Debug)]
 pub(crate) struct Catalog {
     folder: PathBuf,
-    aliases: RwLock<Arc<BTreeMap<String, String>>>,
-    extensions: HashSet<String>,
+    known: Current,
     headers: Mutex<Headers>,
 }
 
@@ -68,33 +68,24 @@ impl Catalog {
     pub(crate) fn new(
         folder: PathBuf,
         aliases: BTreeMap<String, String>,
-        extensions: impl IntoIterator<Item = String>,
+        extensions: Vec<String>,
     ) -> anyhow::Result<Self> {
         let catalog = Catalog {
             folder,
-            aliases: RwLock::default(),
-            extensions: extensions.into_iter().collect(),
+            known: Current::default(),
             headers: Mutex::default(),
         };
-        catalog.set_aliases(aliases)?;
+        catalog.set(aliases, extensions)?;
         Ok(catalog)
     }
 
-    /// Takes other aliases in place of those that there were.
-    pub(crate) fn set_aliases(&self, aliases: BTreeMap<String, String>) -> anyhow::Result<()> {
-        for (alias, target) in &aliases {
-            check_name(target).map_err(|error| {
-                anyhow::anyhow!("alias {alias} = {target:?}: {}", error.message)
-            })?;
-        }
-        let mut current = self.aliases.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(aliases);
-        Ok(())
-    }
-
-    fn aliases(&self) -> Arc<BTreeMap<String, String>> {
-        let aliases = self.aliases.read();
-        aliases.unwrap_or_else(PoisonError::into_inner).clone()
+    /// Takes other aliases and extensions in place of those that there were.
+    pub(crate) fn set(
+        &self,
+        aliases: BTreeMap<String, String>,
+        extensions: Vec<String>,
+    ) -> anyhow::Result<()> {
+        self.known.set(aliases, extensions)
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -120,7 +111,7 @@ impl Catalog {
             .filter_map(|path| self.model(path, &naming::reference(&self.folder, path)?, &parts))
             .collect();
         self.add_files_of_aliases(&mut models);
-        naming::name(&mut models, &self.aliases(), &self.folder);
+        naming::name(&mut models, &self.known.get().aliases, &self.folder);
         models.sort_by(|a, b| a.model_ref.cmp(&b.model_ref));
         models
     }
@@ -252,7 +243,8 @@ impl Catalog {
         let extension = path.extension().unwrap_or_default().to_string_lossy();
         // A projector belongs to a vision model and can't be served alone.
         let is_part_of_another = name.starts_with("mmproj") || name.starts_with('.');
-        self.extensions.contains(&extension.to_ascii_lowercase()) && !is_part_of_another
+        let is_served = |known: &Known| known.extensions.contains(&extension.to_ascii_lowercase());
+        !is_part_of_another && is_served(&self.known.get())
     }
 
     /// `None` for a later part of a split model, and for one whose parts are not all there.
@@ -292,7 +284,7 @@ impl Catalog {
 
     /// An alias may name a file anywhere: the machine's owner wrote it.
     fn add_files_of_aliases(&self, models: &mut Vec<Model>) {
-        for target in self.aliases().values() {
+        for target in self.known.get().aliases.values() {
             let Some(path) = target.strip_prefix("file:").map(Path::new) else {
                 continue;
             };

@@ -13,7 +13,7 @@ fn catalog(files: &[&str], aliases: &[(&str, &str)]) -> (tempfile::TempDir, Cata
     let catalog = Catalog::new(
         folder.path().to_owned(),
         aliases.collect(),
-        ["gguf".to_owned()],
+        vec!["gguf".to_owned()],
     );
     (folder, catalog.unwrap())
 }

@@ -110,7 +110,7 @@ fn spawn(hive: &Hive, model_ref: &str) -> Result<Child> {
         .map_err(|error| ApiError::internal(format!("can't find the hive's program: {error}")))?;
     Command::new(program)
         .args(["fetch", model_ref, "--keep-free-bytes"])
-        .arg(hive.settings.keep_free_bytes.to_string())
+        .arg(hive.rules().keep_free_bytes.to_string())
         .arg("--models")
         .arg(hive.catalog.folder())
         .env_remove("RBEE_API_TOKEN")
@@ -143,7 +143,7 @@ async fn follow(hive: &Hive, download: &Download, child: &mut Child) -> Result<S
 async fn next(hive: &Hive, lines: &mut Lines<BufReader<ChildStdout>>) -> Result<Stage> {
     let failed =
         |message: String| ApiError::new(StatusCode::BAD_GATEWAY, "DOWNLOAD_FAILED", message);
-    let limit = hive.settings.download_stall;
+    let limit = hive.rules().download_stall;
     let line = timeout(limit, lines.next_line()).await.map_err(|_| {
         failed(format!(
             "nothing came for {} s; ask again, and it goes on where it stopped",

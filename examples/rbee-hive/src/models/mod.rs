@@ -6,6 +6,7 @@ mod fetch;
 mod fetch_web;
 mod gguf;
 mod hub;
+mod known;
 mod memory;
 mod naming;
 mod progress;

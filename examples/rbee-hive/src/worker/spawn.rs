@@ -9,12 +9,12 @@ use uuid::Uuid;
 
 use super::launch::Launch;
 use super::{Plan, Worker, supervise};
-use crate::config::MAX_SLOTS;
 use crate::devices::{Device, devices};
 use crate::engine::Values;
 use crate::error::{ApiError, Result};
 use crate::hive::Hive;
 use crate::models::Model;
+use crate::rules::{MAX_SLOTS, Rules};
 
 const MOST_ARGS: usize = 64;
 const LONGEST_ARG: usize = 4096;
@@ -34,9 +34,8 @@ pub(crate) struct SpawnRequest {
 
 /// Starts an engine and gives its worker, which loads its model in the background.
 pub(crate) async fn spawn(hive: &Hive, request: SpawnRequest) -> Result<Arc<Worker>> {
-    let slots = check(&request, hive.settings.slots)?;
-    let args = request.args.as_deref().unwrap_or_default();
-    check_args(args, &hive.settings.allowed_args)?;
+    let rules = hive.rules();
+    let slots = check(&request, rules.slots)?;
     let id = match &request.worker_id {
         Some(id) if !id.is_empty() => id.clone(),
         _ => Uuid::now_v7().to_string(),
@@ -52,7 +51,9 @@ pub(crate) async fn spawn(hive: &Hive, request: SpawnRequest) -> Result<Arc<Work
         .map_err(|error| ApiError::internal(error.to_string()))??;
 
     let device = choose_device(&request, &devices)?;
-    let engine = hive.settings.engines.for_file(&model.path)?;
+    let engine = rules.engines.for_file(&model.path)?;
+    let args = request.args.as_deref().unwrap_or_default();
+    check_args(args, engine.allowed_args(&rules.allowed_args))?;
     let model_ref = match request.model_ref.contains(':') {
         true => request.model_ref.clone(),
         false => model.model_ref.clone(),
@@ -67,14 +68,14 @@ pub(crate) async fn spawn(hive: &Hive, request: SpawnRequest) -> Result<Arc<Work
             port,
             api_key: None,
             slots,
-            context: model.context(hive.settings.context),
+            context: model.context(rules.context),
             backend: device.backend.clone(),
             device_ordinal: ordinal(device, &devices),
         },
         extra_args: request.args.unwrap_or_default(),
         engine,
     };
-    let plan = plan(hive, &launch, &model, model_ref, device, slots);
+    let plan = plan(&rules, &launch, &model, model_ref, device, slots);
     let worker = Worker::new(id, plan, port, slots);
     start(hive, &worker, launch, device)?;
     Ok(worker)
@@ -100,7 +101,7 @@ fn start(hive: &Hive, worker: &Arc<Worker>, launch: Launch, device: &Device) -> 
 }
 
 fn plan(
-    hive: &Hive,
+    rules: &Rules,
     launch: &Launch,
     model: &Model,
     model_ref: String,
@@ -119,7 +120,7 @@ fn plan(
         health: engine.health().to_owned(),
         llama_api: engine.has_llama_api(),
         serves_model_ref: engine.serves_model_ref(),
-        vram_bytes: model.memory(slots, hive.settings.context),
+        vram_bytes: model.memory(slots, rules.context),
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) async fn load_and_serve(
     launch: Launch,
     mut process: EngineProcess,
 ) {
-    let limit = hive.settings.load_timeout.of(worker.plan.model_bytes);
+    let limit = hive.rules().load_timeout.of(worker.plan.model_bytes);
     let deadline = Instant::now() + limit;
     for attempt in 1.. {
         let log = LogFollower::start(&hive, &worker);

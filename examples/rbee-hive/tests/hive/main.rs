@@ -11,6 +11,7 @@ mod life;
 mod llama;
 mod logs;
 mod refusals;
+mod reload;
 mod support;
 mod survival;
 mod web;

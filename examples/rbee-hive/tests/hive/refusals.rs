@@ -2,7 +2,6 @@
 
 use std::process::Output;
 
-use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{Home, free_port, text, until};
@@ -324,7 +323,8 @@ async fn an_array_is_no_body_of_a_call() {
 
 #[tokio::test]
 async fn an_argument_that_is_not_allowed_is_refused_and_says_by_what() {
-    let hive = Home::new().start().await;
+    let home = Home::new();
+    let hive = home.start().await;
     let wanted = json!({"model_ref": "ok", "args": ["--log-file", "/tmp/x"]});
     let (status, answer) = hive.post("/v1/workers/spawn", &wanted).await;
     assert_eq!(status, 403, "{answer}");
@@ -333,21 +333,4 @@ async fn an_argument_that_is_not_allowed_is_refused_and_says_by_what() {
         message.contains("allowed_args") && message.contains("--log-file"),
         "{message}"
     );
-}
-
-#[tokio::test]
-async fn a_hangup_without_a_terminal_reads_the_aliases_again() {
-    let home = Home::new();
-    let hive = home.start().await;
-    let model = json!({"model_ref": "another-name"});
-    assert_eq!(hive.post("/v1/workers/spawn", &model).await.0, 404);
-    home.configure("aliases = 5");
-    hive.signal(Signal::HUP);
-    home.configure("[aliases]\nanother-name = \"file:ok.stub\"");
-    hive.signal(Signal::HUP);
-    until("the alias is known", || async {
-        let (status, _) = hive.post("/v1/workers/spawn", &model).await;
-        (status == 200).then_some(())
-    })
-    .await;
 }
