@@ -23,17 +23,18 @@ pub(crate) async fn ask(hive: &Hive, model_ref: &str) -> (u16, Value) {
 
 /// Asks, and gives the last of the download's events.
 pub(crate) async fn fetch(hive: &Hive, model_ref: &str) -> Value {
-    let (status, answer) = ask(hive, model_ref).await;
-    if status != 200 {
-        return answer["error"].clone();
-    }
-    if answer["download_id"] == "cached" {
-        return answer;
-    }
-    match events(hive, text(&answer, "download_id")).await.pop() {
-        Some(last) => last,
-        // It ended before it could be followed.
-        None => ask(hive, model_ref).await.1,
+    loop {
+        let (status, answer) = ask(hive, model_ref).await;
+        if status != 200 {
+            return answer["error"].clone();
+        }
+        if answer["download_id"] == "cached" {
+            return answer;
+        }
+        // One that ended before it could be followed is asked for again.
+        if let Some(last) = events(hive, text(&answer, "download_id")).await.pop() {
+            return last;
+        }
     }
 }
 
