@@ -151,7 +151,8 @@ impl HiveHandle {
     /// A process that an earlier life of the queen started is taken if it accepts the token. One
     /// that refuses it, or stays silent, is stopped: nobody else can. Any other hive on the stored
     /// or the configured port is taken if it accepts the token, and left alone if it does not; the
-    /// next free port is used then. An unmanaged hive is only asked for its health.
+    /// next free port is used then. One that ended comes back to its port if that is still free: there it
+    /// finds its workers. An unmanaged hive is only asked for its health.
     ///
     /// Dropped midway, a process that is not healthy yet is killed, or found by
     /// [`HiveHandle::stop`]; a healthy one is known to [`HiveHandle::process`].
@@ -167,11 +168,13 @@ impl HiveHandle {
             self.remember(Some(process.clone()));
             return Ok(process);
         }
+        let last_port = self.process().map(|process| process.port);
         if let Some(process) = self.adopt().await? {
             self.remember(Some(process.clone()));
             return Ok(process);
         }
-        let command = self.command();
+        let mut command = self.command();
+        command.port = command.port.max(last_port.unwrap_or_default());
         let Preflight { program, version } = self.program(&command).await?;
         tracing::info!(hive = %self.id, program = %program.display(), version, "starting the hive");
         self.starting.store(true, Ordering::Relaxed);

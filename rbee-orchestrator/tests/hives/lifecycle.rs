@@ -9,7 +9,7 @@ use rbee_orchestrator::hives::{HiveHandle, HiveToken, Stopped};
 use rbee_orchestrator::transport::{DirectTransport, HiveTransport, LocalTransport};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fake_hive::FakeHives;
+use crate::fake_hive::{FakeHives, eventually};
 
 #[tokio::test]
 async fn a_hive_is_started_once_for_many_callers_and_stopped() {
@@ -97,6 +97,22 @@ async fn a_hive_with_a_foreign_token_is_left_alone_and_the_next_port_is_taken() 
         .stop(&theirs, Duration::from_secs(10))
         .await
         .expect("it stops");
+}
+
+#[tokio::test]
+async fn a_hive_that_died_comes_back_to_its_own_port_even_if_an_earlier_one_is_free_by_now() {
+    let hives = FakeHives::new();
+    let other = std::net::TcpListener::bind(("127.0.0.1", hives.port)).expect("it was free");
+    let hive = hives.handle(hives.options("healthy"), None);
+    let before = hive.ensure_running().await.expect("on the next port");
+    assert!(before.port > hives.port);
+    let pid = before.pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    kill_process(pid.expect("known"), Signal::KILL).expect("it is ours");
+    eventually("it has gone", || hives.processes().is_empty()).await;
+    drop(other);
+    let after = hive.ensure_running().await.expect("it runs again");
+    assert_eq!(after.port, before.port);
+    assert_eq!(hive.stop().await.expect("it stops"), Stopped::Ended);
 }
 
 #[tokio::test]
