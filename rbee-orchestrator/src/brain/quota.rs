@@ -89,7 +89,7 @@ impl Brain {
         self.check_entitled(request, model)?;
         let hold = self.check_quota(now, request, model)?;
         if let Some(book) = self.tenants.get_mut(&request.tenant) {
-            book.limit(request)?;
+            book.limit(now.mono, request)?;
         }
         Ok(hold)
     }

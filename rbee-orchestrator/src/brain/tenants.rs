@@ -7,7 +7,7 @@ use crate::domain::{JobId, Mono, Now, Priority, Tenant, TenantId, TenantLimits, 
 use crate::error::{Code, Error, Result};
 
 use super::event::JobRequest;
-use super::limiter::{BrainClock, Limiter, Refusal};
+use super::limiter::{Limiter, Refusal};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -35,8 +35,8 @@ pub(super) enum Over {
 }
 
 impl Book {
-    fn new(limits: TenantLimits, clock: &BrainClock) -> Self {
-        let limiter = |most: Option<u32>| most.map(|most| Limiter::per_minute(most, clock));
+    fn new(limits: TenantLimits) -> Self {
+        let limiter = |most: Option<u32>| most.map(Limiter::per_minute);
         Book {
             requests: limiter(limits.requests_per_minute),
             tokens: limiter(limits.tokens_per_minute),
@@ -49,9 +49,9 @@ impl Book {
     }
 
     /// The same book under other limits.
-    fn under(mut self, limits: TenantLimits, clock: &BrainClock) -> Self {
+    fn under(mut self, limits: TenantLimits) -> Self {
         let changed = |limiter: &Option<Limiter>, most| limiter.as_ref().map(Limiter::most) != most;
-        let new = Book::new(limits, clock);
+        let new = Book::new(limits);
         if changed(&self.requests, new.limits.requests_per_minute) {
             self.requests = new.requests;
         }
@@ -134,12 +134,12 @@ impl Book {
     ///
     /// # Errors
     /// `RATE_LIMITED`, with the time after which it would go through.
-    pub(super) fn limit(&mut self, request: &JobRequest) -> Result<()> {
+    pub(super) fn limit(&mut self, now: Mono, request: &JobRequest) -> Result<()> {
         if let Some(limiter) = &mut self.requests {
-            take(limiter, 1, "requests", &request.tenant)?;
+            take(limiter, now, 1, "requests", &request.tenant)?;
         }
         if let Some(limiter) = &mut self.tokens
-            && let Err(error) = take(limiter, request.tokens, "tokens", &request.tenant)
+            && let Err(error) = take(limiter, now, request.tokens, "tokens", &request.tenant)
         {
             if let Some(limiter) = &mut self.requests {
                 limiter.settle(1, 0);
@@ -165,9 +165,15 @@ impl Book {
     }
 }
 
-fn take(limiter: &mut Limiter, wanted: u64, what: &str, tenant: &TenantId) -> Result<()> {
+fn take(
+    limiter: &mut Limiter,
+    now: Mono,
+    wanted: u64,
+    what: &str,
+    tenant: &TenantId,
+) -> Result<()> {
     let most = limiter.most();
-    limiter.take(wanted).map_err(|refusal| {
+    limiter.take(now, wanted).map_err(|refusal| {
         let (message, after) = match refusal {
             Refusal::Wait(wait) => (
                 format!("tenant {tenant} may use {most} {what} a minute; ask again later"),
@@ -187,7 +193,6 @@ fn take(limiter: &mut Limiter, wanted: u64, what: &str, tenant: &TenantId) -> Re
 #[derive(Debug, Default)]
 pub(super) struct Tenants {
     books: BTreeMap<TenantId, Book>,
-    clock: BrainClock,
     /// The day (UTC) whose use the books hold.
     day: i64,
 }
@@ -216,8 +221,8 @@ impl Tenants {
         let mut old = std::mem::take(&mut self.books);
         for (id, limits) in all {
             let mut book = match old.remove(&id) {
-                Some(book) => book.under(limits, &self.clock),
-                None => Book::new(limits, &self.clock),
+                Some(book) => book.under(limits),
+                None => Book::new(limits),
             };
             (book.open, book.reserved) = (0, 0);
             self.books.insert(id, book);
@@ -264,7 +269,6 @@ impl Tenants {
     /// Moves on to this time. A new day begins with nothing used; a clock that was set back does
     /// not give anything back.
     pub(super) fn move_on(&mut self, now: Now) {
-        self.clock.set(now.mono);
         let day = now.wall.day();
         if day > self.day {
             self.books.values_mut().for_each(|book| book.used = 0);
