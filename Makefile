@@ -54,7 +54,8 @@ bench-fleet: ## Measure hives on other machines: make bench-fleet [ARGS=--quick]
 lint: ## Check format and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(OPENSSL) -- -D warnings
-	cargo clippy -p rbee-orchestrator --no-default-features $(OPENSSL) -- -D warnings
+	cargo clippy -p rbee-orchestrator --no-default-features -- -D warnings
+	cargo clippy -p rbee-orchestrator --no-default-features --features http -- -D warnings
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -7,10 +7,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Context;
+use crate::config::SshOptions;
 use crate::domain::{HiveId, HiveMode, HiveSpec, SshTarget, is_loopback};
 use crate::error::{Error, Result};
 use crate::relay::openai::missing;
-use crate::transport::ssh;
 
 /// A longer name of a machine or of a user is nobody's (RFC 1035, section 2.3.4).
 const LONGEST_NAME: usize = 255;
@@ -128,15 +128,26 @@ pub(super) async fn fill_in_hostname(
     if is_given(&asked.hostname) {
         return Ok(());
     }
+    let (host, options) = (host.clone(), context.orchestrator.config().ssh.clone());
+    let resolved = tokio::task::spawn_blocking(move || host_of(host, &options)).await;
+    asked.hostname = resolved.ok().flatten();
+    Ok(())
+}
+
+/// What a machine's SSH host is called, if the user's configuration can be read: what is wrong with it is
+/// told when it is connected to.
+#[cfg(feature = "ssh")]
+fn host_of(host: String, options: &SshOptions) -> Option<String> {
     let target = SshTarget {
-        host: host.clone(),
+        host,
         ..SshTarget::default()
     };
-    let options = context.orchestrator.config().ssh.clone();
-    let resolved = tokio::task::spawn_blocking(move || ssh::host_of(&target, &options)).await;
-    // What is wrong with the configuration is told when it is connected to.
-    asked.hostname = resolved.ok().and_then(Result::ok);
-    Ok(())
+    crate::transport::ssh::host_of(&target, options).ok()
+}
+
+#[cfg(not(feature = "ssh"))]
+fn host_of(host: String, _options: &SshOptions) -> Option<String> {
+    Some(host)
 }
 
 /// What a registration means.

@@ -181,7 +181,7 @@ async fn known_hives(config: &Config, store: &dyn Store) -> Result<Vec<HiveRecor
     let mut records = store.hives().await?;
     let local = HiveId::localhost();
     let is_local = |record: &HiveRecord| record.spec.id == local;
-    if config.hives.local && !records.iter().any(is_local) {
+    if cfg!(feature = "hives") && config.hives.local && !records.iter().any(is_local) {
         let record = HiveRecord::new(HiveSpec::local(local));
         store.put_hive(record.clone()).await?;
         records.push(record);

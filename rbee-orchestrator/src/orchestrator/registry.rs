@@ -50,9 +50,11 @@ impl Orchestrator {
     /// stopped. Goes on to its end when it is dropped.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` for a command template that the configuration does not have,
+    /// `INVALID_REQUEST` for a command template that the configuration does not have, or in a build
+    /// without the feature `hives`;
     /// `STORE_FAILED`: the hive is used then, but a later life of the queen does not know it.
     pub async fn add_hive(&self, spec: HiveSpec) -> Result<()> {
+        can_have_hives()?;
         let this = self.clone();
         self.to_its_end(async move {
             let transport = this.way_to(&spec).await?;
@@ -85,6 +87,7 @@ impl Orchestrator {
     /// # Errors
     /// Those of [`Orchestrator::add_hive`].
     pub async fn inspect_and_add_hive(&self, spec: HiveSpec) -> Result<Report> {
+        can_have_hives()?;
         let transport = self.way_to(&spec).await?;
         let options = self.hive_options(&spec)?;
         let hive = HiveHandle::new(&spec, None, transport.clone(), options);
@@ -359,12 +362,25 @@ fn unfinished() -> Report {
     }
 }
 
+fn can_have_hives() -> Result<()> {
+    match cfg!(feature = "hives") {
+        true => Ok(()),
+        false => Err(Error::invalid(
+            "this build has no hives: it lacks the feature `hives` of rbee-orchestrator; register \
+             workers in their place",
+        )),
+    }
+}
+
 /// Local hives are child processes, unmanaged ones are reached by TCP, and those on machines with
 /// SSH through it: all on one machine by one session.
 pub(super) fn default_transports(config: &Config) -> TransportFactory {
-    use crate::transport::{DirectTransport, LocalTransport, SshSessions};
+    #[cfg(feature = "ssh")]
+    use crate::transport::SshSessions;
+    use crate::transport::{DirectTransport, LocalTransport};
     let local = LocalTransport::new().passing(config.hives.pass_env.clone());
     let local: Arc<dyn HiveTransport> = Arc::new(local);
+    #[cfg(feature = "ssh")]
     let ssh = SshSessions::new(config.ssh.clone());
     let reach = config.reach();
     Arc::new(move |spec| match &spec.ssh {
@@ -373,6 +389,11 @@ pub(super) fn default_transports(config: &Config) -> TransportFactory {
             Ok(Arc::new(direct.within(reach.clone())))
         }
         None => Ok(local.clone()),
+        #[cfg(not(feature = "ssh"))]
+        Some(_) => Err(Error::invalid(
+            "this build reaches no hives over SSH: it lacks the feature `ssh` of rbee-orchestrator",
+        )),
+        #[cfg(feature = "ssh")]
         Some(target) => {
             let (target, host) = (target.clone(), spec.hostname.clone());
             let transport = ssh.transport(target, host, spec.tunnel);

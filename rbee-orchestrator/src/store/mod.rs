@@ -18,6 +18,7 @@
 mod condition;
 mod memory;
 mod page;
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod steps;
 #[cfg(any(test, feature = "testing"))]
@@ -34,6 +35,7 @@ use crate::error::Result;
 
 pub use condition::Condition;
 pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 pub use steps::{JobChange, Recovered, Submission, Submitted};
 

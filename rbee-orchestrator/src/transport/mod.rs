@@ -10,6 +10,7 @@ mod probe;
 mod process;
 mod program;
 pub mod report;
+#[cfg(feature = "ssh")]
 pub mod ssh;
 mod version;
 
@@ -31,6 +32,7 @@ pub(crate) use version::is_older;
 pub(crate) use connecting::{connect_tcp, is_own_trouble, own_trouble};
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
+#[cfg(feature = "ssh")]
 pub use ssh::{SshOptions, SshSessions, SshTransport};
 
 /// The `reason` in an error's details for a machine that is reached and lacks the hive's program.

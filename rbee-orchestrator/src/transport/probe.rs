@@ -3,12 +3,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::StatusCode;
 
 use super::HiveTransport;
+use crate::relay::connection::Connection;
 
 /// How long one answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,21 +25,11 @@ pub(super) async fn answers_health(transport: &dyn HiveTransport, port: u16) -> 
 }
 
 /// The status of one request; `None` if it gets no answer.
-async fn status(transport: &dyn HiveTransport, port: u16, path: &str) -> Option<http::StatusCode> {
+async fn status(transport: &dyn HiveTransport, port: u16, path: &str) -> Option<StatusCode> {
     let stream = transport.connect(port).await.ok()?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-    let request = http::Request::get(path)
-        .header(http::header::HOST, format!("{}:{port}", transport.host()))
-        .header(http::header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .ok()?;
-    let answer = sender.send_request(request);
-    // Driven here and not in a task of its own: dropping the probe ends the connection.
-    tokio::pin!(answer, connection);
-    let answer = tokio::select! {
-        answer = &mut answer => answer,
-        // It may have brought the answer with its end.
-        _ = &mut connection => answer.await,
-    };
-    Some(answer.ok()?.status())
+    let host = transport.host();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: close\r\n\r\n");
+    let answer = Connection::new(stream).send(request.as_bytes(), b"").await;
+    answer.ok().map(|head| head.status)
 }
