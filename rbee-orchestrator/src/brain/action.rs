@@ -22,17 +22,17 @@ pub enum Action {
         /// nothing is known.
         wait: Option<Duration>,
     },
-    /// An attempt failed and its output is void; the job waits again.
+    /// An attempt came to nothing and its output is void; the job waits again.
     Requeue {
         /// The job.
         job: JobId,
-        /// The attempt that failed.
+        /// The attempt.
         attempt: Attempt,
         /// Whether it counts as a failure of the job.
         failed: bool,
         /// Not to be dispatched before.
         not_before: Option<UnixMillis>,
-        /// Why it failed.
+        /// Why.
         error: Error,
     },
     /// Tell a waiting client what happens.
@@ -54,6 +54,15 @@ pub enum Action {
         placed: PlacedOn,
         /// When.
         at: UnixMillis,
+    },
+    /// Cut a running attempt of a job that outlives its connection off, as another waits for its slot.
+    /// The lease comes back with [`Blame::GivenBack`](super::Blame::GivenBack), unless the attempt has
+    /// ended just now.
+    GiveBack {
+        /// The job.
+        job: JobId,
+        /// Which dispatch.
+        attempt: Attempt,
     },
     /// Cut a running job off. Its lease comes back with this error.
     Abort {

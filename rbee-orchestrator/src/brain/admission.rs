@@ -170,9 +170,11 @@ impl Brain {
         held: bool,
         out: &mut Vec<Action>,
     ) -> Result<Option<Placement>> {
-        // Those who wait for a place say nothing of whether there is one for somebody who can't.
+        // Those who wait for a place say nothing of whether there is one for somebody who can't, and those
+        // who come after it take none from it.
+        let waits_for_place = |group: &Group| matches!(group.waits, Waits::Place(_));
         let group = self.queue.group(key);
-        let first = group.is_none_or(|group| matches!(group.waits, Waits::Place(_)));
+        let first = group.is_none_or(|g| waits_for_place(g) || !g.has_of(request.priority));
         let placement = first.then(|| self.place(now, key));
         match placement {
             Some(Placement::Reject(error)) => return Err(error),
@@ -236,6 +238,8 @@ impl Brain {
             past: None,
             faults: Vec::new(),
             deaths: 0,
+            given_back: 0,
+            gives_back: false,
             ticket: Ticket::default(),
             phase: Phase::Waiting,
             cut_short: None,
@@ -284,9 +288,10 @@ impl Brain {
         }
         let key = job.key.clone();
         let waits_for_place = |group: &Group| matches!(group.waits, Waits::Place(_));
-        let asynchronous = job.request.asynchronous;
+        let (asynchronous, class) = (job.request.asynchronous, job.class);
         let group = self.queue.group(&key);
-        let looks = group.is_none_or(|group| !asynchronous && waits_for_place(group));
+        let looks = group
+            .is_none_or(|group| (!asynchronous && waits_for_place(group)) || !group.has_of(class));
         let places = !self.draining && looks;
         let placement = places.then(|| self.place(now, &key));
         self.begin(now, id, tentative, placement, out);
@@ -310,7 +315,7 @@ impl Brain {
             }
             Some(Placement::Route { worker, why })
                 if self.may_take(&job.key, &worker)
-                    && !self.is_wanted(&job.key, &worker)
+                    && !self.is_wanted(job.class, &job.key, &worker)
                     && self.may_go(now, id) =>
             {
                 self.dispatch(now, id, &worker, why, out);

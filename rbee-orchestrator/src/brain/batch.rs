@@ -1,5 +1,6 @@
 //! Batch work leaves room: a share of a model's slots stays free of it, and the last free slot while
-//! interactive work came lately. What is promoted is batch work no more.
+//! interactive work came lately. Where it holds every slot, as an only one, a job that others can wait
+//! for gives its slot back. What is promoted is batch work no more.
 
 use std::collections::HashMap;
 
@@ -7,7 +8,8 @@ use crate::domain::{JobId, ModelRef, Mono, Now, Priority};
 
 use super::Brain;
 use super::action::Action;
-use super::job::Due;
+use super::job::{Due, Job, Phase};
+use super::queue::GroupKey;
 
 /// Models of which it is remembered when interactive work came; those that are quiet go first.
 const REMEMBERED: usize = 1024;
@@ -94,5 +96,58 @@ impl Brain {
             came.due = None;
         }
         self.pump_model(now, model, out);
+    }
+
+    /// Somebody waits for a slot: if batch work holds all that would do, one job of it gives its slot back
+    /// and waits again, which is no failure.
+    pub(super) fn make_way(&mut self, now: Now, key: &GroupKey, out: &mut Vec<Action>) {
+        let Some(id) = self.who_makes_way(now, key) else {
+            return;
+        };
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.gives_back = true;
+            job.given_back += 1;
+            self.counters.given_back += 1;
+            out.push(Action::GiveBack {
+                job: id,
+                attempt: job.attempt,
+            });
+        }
+    }
+
+    /// The batch job that began last, of those that may give a slot back to the group. None, if somebody
+    /// else has a slot there, or one is about to be free.
+    fn who_makes_way(&self, now: Now, key: &GroupKey) -> Option<JobId> {
+        let view = self.view(now);
+        let request = key.request();
+        let mut last = None;
+        for worker in view.candidates(&request).filter(|w| w.is_in_service()) {
+            let batch = &self.worker_notes.get(&worker.spec.id)?.batch;
+            let is_full = worker.leases >= worker.spec.slots_total;
+            if !is_full || batch.len() < worker.leases as usize {
+                return None;
+            }
+            for (id, attempt) in batch {
+                let job = self.jobs.get(id)?;
+                if job.phase != Phase::Running || job.attempt != *attempt || job.gives_back {
+                    return None;
+                }
+                if self.may_give_back(now, job) {
+                    last = last.max(Some((job.dispatched_at, *id)));
+                }
+            }
+        }
+        let (_, id) = last?;
+        let waits = self.queue.group(key)?.jobs_of(Priority::Interactive);
+        let mut waits = waits.filter_map(|id| self.jobs.get(&id));
+        let is_waited_for = waits.any(|job| job.request.priority == Priority::Interactive);
+        is_waited_for.then_some(id)
+    }
+
+    /// Whether a job that runs can begin anew later.
+    fn may_give_back(&self, now: Now, job: &Job) -> bool {
+        job.request.asynchronous
+            && job.given_back < self.config.queue.batch_gives_back
+            && job.end_by > now.mono
     }
 }

@@ -41,6 +41,8 @@ pub struct Counters {
     pub last_resorts: u64,
     /// Batch jobs that waited for so long that they were treated as interactive.
     pub promoted: u64,
+    /// Times that a batch job gave up its slot for an interactive one.
+    pub given_back: u64,
     /// Batch jobs that ended because interactive ones needed their place in a full queue.
     pub dropped: u64,
     /// Jobs that were held back because their tenants' quotas did not allow them.

@@ -66,6 +66,8 @@ pub enum Blame {
     /// The request or the worker: it answered with a whole error. Asked again it would say the
     /// same; another may tell whose fault it is.
     Unclear,
+    /// Nobody: [`Action::GiveBack`](super::Action::GiveBack) took the slot for somebody who waits.
+    GivenBack,
     /// Nobody: the worker has too much to do, and may have said when to come back.
     Load(Option<Duration>),
 }

@@ -73,6 +73,10 @@ pub(super) struct Job {
     pub(super) faults: Vec<Fault>,
     /// How often a worker died that had broken off an attempt of it.
     pub(super) deaths: u32,
+    /// How often it gave up its slot for an interactive one.
+    pub(super) given_back: u32,
+    /// Whether its running attempt is doing so.
+    pub(super) gives_back: bool,
     /// What its running attempt tells its worker's breaker by.
     pub(super) ticket: Ticket,
     pub(super) phase: Phase,

@@ -38,6 +38,7 @@ impl Brain {
         worker.last_used_at = Some(now.wall);
         job.attempt += 1;
         job.phase = Phase::Running;
+        job.gives_back = false;
         job.dispatched_at = now.mono;
         job.ticket = notes.breaker.begin();
         worker.allowance = notes.allowance(&self.config.breaker);
@@ -92,7 +93,7 @@ impl Brain {
         let (model, ticket, until) = (job.key.model.clone(), job.ticket, job.run_until);
         if !matches!(
             report.blame,
-            Blame::Load(_) | Blame::Queen | Blame::Unreached
+            Blame::Load(_) | Blame::Queen | Blame::Unreached | Blame::GivenBack
         ) {
             self.rates.note(&model, held);
         }

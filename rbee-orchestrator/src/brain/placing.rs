@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::domain::{ModelRef, Now, WorkerId};
+use crate::domain::{ModelRef, Now, Priority, WorkerId};
 use crate::scheduler::{ClusterView, Placement};
 
 use super::Brain;
@@ -35,14 +35,16 @@ impl Brain {
         })
     }
 
-    /// Whether somebody waits already who could take a slot of the worker.
-    pub(super) fn is_wanted(&self, key: &GroupKey, worker: &WorkerId) -> bool {
+    /// Whether somebody waits already who could take a slot of the worker, and whom a job of this class does
+    /// not come before.
+    pub(super) fn is_wanted(&self, class: Priority, key: &GroupKey, worker: &WorkerId) -> bool {
         let Some(line) = self.queue.line(&key.model) else {
             return false;
         };
         let worker = self.workers.get(worker);
         let serves = |group: &GroupKey| worker.is_some_and(|w| group.request().is_served_by(w));
-        line.groups().any(|group| serves(&group.key))
+        let mut groups = line.groups().filter(|group| group.has_of(class));
+        groups.any(|group| serves(&group.key))
     }
 
     /// Carries out a policy's answer for a group that waits.

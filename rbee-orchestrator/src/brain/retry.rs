@@ -96,7 +96,7 @@ impl Brain {
         let suspect = self.is_suspect(job, worker, report);
         match report.blame {
             Blame::Request => Sequel::End,
-            Blame::Load(_) => Sequel::Uncounted(None),
+            Blame::Load(_) | Blame::GivenBack => Sequel::Uncounted(None),
             Blame::Queen => {
                 // A client who waits waits no longer for her than for a worker.
                 let waited = now.wall.since(job.request.submitted_at);
@@ -166,7 +166,10 @@ impl Brain {
             not_before: delay.map(|delay| now.wall + delay),
             error: error.clone(),
         });
-        job.past = Some(Box::new(Past { error, blame }));
+        // What was taken from it says nothing of why it may end.
+        if blame != Blame::GivenBack {
+            job.past = Some(Box::new(Past { error, blame }));
+        }
         match delay {
             Some(delay) => self.back_off(now, id, delay),
             None => self.enqueue(now, id, false),

@@ -306,6 +306,7 @@ impl Brain {
         } else if let Some(group) = self.queue.group_mut(key) {
             group.waits = Waits::Slot;
             group.narration = None;
+            self.make_way(now, key, out);
         }
     }
 

@@ -78,6 +78,9 @@ pub struct QueueConfig {
     /// A model's last free slot goes to a batch job only if no interactive request came for so long.
     #[serde(with = "humantime_serde")]
     pub batch_quiet: Duration,
+    /// How often a batch job gives up its slot, and begins anew later, where batch jobs hold all slots that an
+    /// interactive request waits for.
+    pub batch_gives_back: u32,
     /// A batch job that has waited this long is treated as interactive.
     #[serde(with = "humantime_serde")]
     pub promote_after: Duration,
@@ -95,6 +98,7 @@ impl Default for QueueConfig {
             when_full: WhenFull::Reject,
             batch_share: 0.8,
             batch_quiet: Duration::from_secs(10),
+            batch_gives_back: 3,
             promote_after: Duration::from_secs(5 * 60),
             timeout: Duration::from_secs(60),
         }

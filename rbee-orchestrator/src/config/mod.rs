@@ -23,6 +23,9 @@ pub use jobs::{
 };
 pub use ssh::{HostKeyPolicy, SshOptions};
 
+/// A batch job that begins anew more often than that does not get on.
+const MOST_GIVE_BACKS: u32 = 100;
+
 /// Configuration of an orchestrator. Unknown keys are refused.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -124,6 +127,12 @@ impl Config {
         if !(0.0..=1.0).contains(&share) {
             return Err(Error::invalid(format!(
                 "queue.batch_share is {share}, and must be from 0 to 1"
+            )));
+        }
+        let gives_back = self.queue.batch_gives_back;
+        if gives_back > MOST_GIVE_BACKS {
+            return Err(Error::invalid(format!(
+                "queue.batch_gives_back is {gives_back}, and must be from 0 to {MOST_GIVE_BACKS}"
             )));
         }
         for name in &self.hives.pinned_models {
@@ -243,6 +252,10 @@ mod tests {
             (r#"{"hives": {"commands": {"c": []}}}"#, "hives.commands.c"),
             (r#"{"queue": {"batch_share": 1.5}}"#, "queue.batch_share"),
             (r#"{"hives": {"pass_env": ["QUEEN_X"]}}"#, "hives.pass_env"),
+            (
+                r#"{"queue": {"batch_gives_back": 101}}"#,
+                "queue.batch_gives_back",
+            ),
             (
                 r#"{"timeouts": {"keep_alive": "0s"}}"#,
                 "timeouts.keep_alive",

@@ -278,6 +278,19 @@ impl Flow {
         state.wake();
     }
 
+    /// Takes the worker away from this attempt, if it is still the one that runs: its connection closes
+    /// now, and the job waits for what the brain gives it next.
+    pub(crate) fn give_back(&self, attempt: Attempt) {
+        let mut state = self.lock();
+        if state.attempt() == Some(attempt) {
+            let error = Error::new(
+                Code::NoCapacity,
+                "its slot was given to an interactive request, since batch work held every slot",
+            );
+            state.give_back(&Outcome::Failed(error), Blame::GivenBack);
+        }
+    }
+
     /// Why the job was refused, if it was at once.
     pub(crate) fn refusal(&self) -> Option<Error> {
         self.lock().error.clone()
@@ -320,19 +333,15 @@ impl Flow {
     /// was cut off, if one was.
     pub(crate) fn shelve(&self) -> Option<Attempt> {
         let mut state = self.lock();
-        let stage = std::mem::replace(&mut state.stage, Stage::Over);
+        let attempt = state.attempt();
+        state.stage = Stage::Over;
         state.settled = true;
         state.wake();
         drop(state);
         if let Some(journal) = self.journal.get() {
             journal.close();
         }
-        match stage {
-            Stage::Waiting | Stage::Over => None,
-            Stage::Recording(assignment) | Stage::Assigned(assignment) => Some(assignment.attempt),
-            Stage::Opening { lease, .. } => Some(lease.attempt()),
-            Stage::Streaming(streaming) => Some(streaming.into_lease().attempt()),
-        }
+        attempt
     }
 
     /// Waits until the ending has been recorded, so that whoever asks next reads it.

@@ -8,7 +8,7 @@ use super::attempt::{Failure, Opened, open};
 use super::stream::{Next, Streaming};
 use super::{Assignment, Awaiting, Flow, Stage, State, Step};
 use crate::brain::{Aftermath, Blame, Report};
-use crate::domain::{Outcome, TaskEvent};
+use crate::domain::{Attempt, Outcome, TaskEvent};
 use crate::error::Code;
 use crate::killpoint;
 
@@ -23,6 +23,16 @@ impl State {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
+        }
+    }
+
+    /// The attempt that has a worker.
+    pub(super) fn attempt(&self) -> Option<Attempt> {
+        match &self.stage {
+            Stage::Waiting | Stage::Over => None,
+            Stage::Recording(assignment) | Stage::Assigned(assignment) => Some(assignment.attempt),
+            Stage::Opening { lease, .. } => Some(lease.attempt()),
+            Stage::Streaming(streaming) => Some(streaming.lease().attempt()),
         }
     }
 
@@ -41,7 +51,10 @@ impl State {
             Stage::Waiting => {}
             Stage::Over => self.stage = Stage::Over,
             Stage::Recording(assignment) | Stage::Assigned(assignment) => {
-                assignment.lease.end(Report::of(outcome.clone()));
+                assignment.lease.end(Report {
+                    blame,
+                    ..Report::of(outcome.clone())
+                });
             }
             Stage::Opening { lease, opening } => {
                 drop(opening);

@@ -105,6 +105,17 @@ impl Group {
     pub(super) fn jobs(&self) -> impl Iterator<Item = JobId> {
         self.jobs.iter().map(|(_, job)| *job)
     }
+
+    /// Whether it has a job of this class or of one that comes before it.
+    pub(super) fn has_of(&self, class: Priority) -> bool {
+        self.jobs.first().is_some_and(|(first, _)| *first <= class)
+    }
+
+    /// Those of a class, in the order of their submission.
+    pub(super) fn jobs_of(&self, class: Priority) -> impl Iterator<Item = JobId> {
+        let jobs = self.jobs.iter().filter(move |(of, _)| *of == class);
+        jobs.map(|(_, job)| *job)
+    }
 }
 
 /// Who comes next in a line.

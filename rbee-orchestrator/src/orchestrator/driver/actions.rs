@@ -23,7 +23,7 @@ impl Driver {
                 not_before,
                 error,
             } => {
-                tracing::debug!(%job, attempt, %error, "the attempt failed, the job waits again");
+                tracing::debug!(%job, attempt, failed, %error, "the attempt is void, the job waits again");
                 self.store.record(JobChange::Requeued {
                     job,
                     attempt,
@@ -31,7 +31,9 @@ impl Driver {
                     not_before,
                 });
                 if let Some(flow) = core.flows.get(&job) {
-                    flow.notify(Notice::Narration(retry_narration(job, attempt, &error)));
+                    flow.notify(Notice::Narration(retry_narration(
+                        job, attempt, failed, &error,
+                    )));
                 }
             }
             Action::Queued {
@@ -74,6 +76,11 @@ impl Driver {
                     if flow.call.asynchronous {
                         self.record_dispatch(flow.clone(), attempt);
                     }
+                }
+            }
+            Action::GiveBack { job, attempt } => {
+                if let Some(flow) = core.flows.get(&job) {
+                    flow.give_back(attempt);
                 }
             }
             Action::Abort { job, outcome } => {
@@ -246,14 +253,15 @@ impl Driver {
 /// How long after a check that the queen's own trouble prevented the next is tried.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
-fn retry_narration(job: JobId, attempt: Attempt, error: &Error) -> Narration {
+fn retry_narration(job: JobId, attempt: Attempt, failed: bool, error: &Error) -> Narration {
+    let came_to = match failed {
+        true => "failed and is tried again",
+        false => "is tried again, which counts as no failure",
+    };
     Narration {
         actor: "queen",
         action: "retry",
         target: job.to_string(),
-        human: format!(
-            "Attempt {attempt} failed and is tried again: {}",
-            error.message
-        ),
+        human: format!("Attempt {attempt} {came_to}: {}", error.message),
     }
 }

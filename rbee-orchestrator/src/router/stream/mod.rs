@@ -160,6 +160,10 @@ impl Streaming {
         std::mem::take(&mut self.moved)
     }
 
+    pub(super) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
     pub(super) fn into_lease(self) -> Lease {
         self.lease
     }

@@ -51,6 +51,12 @@ impl Run {
                     let runs = |lease: &Lease| lease.0 == job;
                     assert!(self.leases.iter().any(runs), "{job} does not run");
                 }
+                Action::GiveBack { job, attempt } => {
+                    let runs = |lease: &Lease| lease.0 == job && lease.1 == attempt;
+                    assert!(self.leases.iter().any(runs), "{job} does not run");
+                    let asynchronous = |job| self.submitted.get(job).map(|job| job.asynchronous);
+                    assert_eq!(asynchronous(&job), Some(true), "{job} is waited for");
+                }
                 _ => {}
             }
         }

@@ -128,8 +128,9 @@ impl Run {
             2 => Outcome::Cancelled(Error::new(Code::Cancelled, "gone")),
             _ => Outcome::Complete,
         });
-        report.blame = match dice.below(4) {
+        report.blame = match dice.below(5) {
             0 => Blame::Request,
+            2 => Blame::GivenBack,
             1 => Blame::Load(dice.one_in(2).then(|| secs(dice.below(90) as u64))),
             _ => Blame::Worker,
         };
