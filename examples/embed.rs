@@ -50,7 +50,7 @@ async fn ask(orchestrator: &Orchestrator, model: &str, prompt: &str) -> Result<(
             TaskEvent::Queued { position, .. } => println!("[waits behind {position}]"),
             TaskEvent::Narration(told) => println!("[{}]", told.human),
             TaskEvent::Started { model, worker, .. } => println!("[{model} on {worker}]"),
-            TaskEvent::Token { text, .. } => {
+            TaskEvent::Thinking { text } | TaskEvent::Token { text, .. } => {
                 print!("{text}");
                 std::io::stdout().flush()?;
             }

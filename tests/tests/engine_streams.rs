@@ -445,3 +445,137 @@ fn timings_come_through_as_they_would_directly() {
     let (events, _) = Scripted::answering(answer).events(&json!({}));
     assert_eq!(events[2..], [with(last)]);
 }
+
+/// An engine whose model thinks for a second in ten steps, in a field of this name, before it says two
+/// words.
+fn thinker(field: &'static str) -> Answer {
+    let mut answer = Answer::stream().delta(&json!({"role": "assistant", "content": null}));
+    for step in 0..10 {
+        let delta = json!({field: format!("step {step} ")});
+        answer = answer.delta(&delta).pause(Duration::from_millis(100));
+    }
+    answer
+        .text("Yes")
+        .text(".")
+        .finish("stop")
+        .usage(5, 12)
+        .done()
+}
+
+/// An engine whose model writes a tool call for a second.
+fn caller() -> Answer {
+    let call = |more: Value| json!({"tool_calls": [more]});
+    let begin = json!({"index": 0, "id": "t", "type": "function",
+                       "function": {"name": "write", "arguments": ""}});
+    let mut answer = Answer::stream().delta(&call(begin));
+    for _ in 0..10 {
+        let piece = json!({"index": 0, "function": {"arguments": "abc"}});
+        answer = answer.delta(&call(piece)).pause(Duration::from_millis(100));
+    }
+    answer.finish("tool_calls").usage(5, 11).done()
+}
+
+#[test]
+fn thinking_and_tool_calls_are_tokens_for_every_clock() {
+    let home = Home::new();
+    let launch = home.queen().config("timeouts.first_token = \"500ms\"");
+    let queen = launch.config("timeouts.between_tokens = \"700ms\"").start();
+    for (name, answer) in [
+        ("deepseek", thinker("reasoning_content")),
+        ("vllm", thinker("reasoning")),
+        ("caller", caller()),
+    ] {
+        let model = format!("file:{name}");
+        let engine = EventEngine::start(move |_| answer.clone()).expect("a port");
+        queen.register_url(&engine.url(), &model, &json!({}));
+        let ask = json!({"model": model, "stream": true,
+                         "messages": [{"role": "user", "content": "x"}]});
+        for path in [CHAT, "/v2/tasks"] {
+            let stream = queen.stream(path, &ask).expect("an answer");
+            let id = stream.headers["x-job-id"]
+                .to_str()
+                .expect("an id")
+                .to_owned();
+            let events = stream.rest();
+            let record = queen.ended_task(&id);
+            assert_eq!(record["state"], "complete", "{name} {path} {record}");
+            let inference = record["inference_ms"].as_u64().unwrap_or_default();
+            assert!((900..10_000).contains(&inference), "{name} {path} {record}");
+            let rates = events
+                .iter()
+                .filter_map(|event| event["tokens_per_sec"].as_f64());
+            for rate in rates {
+                assert!((0.5..13.0).contains(&rate), "{name}: {rate} tokens/s");
+            }
+        }
+        assert_eq!(
+            engine.requests().len(),
+            2,
+            "{name}: nothing was tried again"
+        );
+    }
+}
+
+#[test]
+fn thinking_is_told_apart_and_kept_beside_the_result() {
+    let thought: String = (0..10).map(|step| format!("step {step} ")).collect();
+    for field in ["reasoning_content", "reasoning"] {
+        let scripted = Scripted::answering(thinker(field));
+        let queen = scripted.queen();
+        let events = scripted.task();
+        assert_eq!(assert_task_completed(&events), "Yes.");
+        let told = |events: &[Value]| -> String {
+            let thinking = events.iter().filter(|event| event["type"] == "thinking");
+            thinking.filter_map(|event| event["t"].as_str()).collect()
+        };
+        assert_eq!(told(&events), thought);
+        let task = scripted.chat(&json!({"stream": null}));
+        let id = queen.submit(&task);
+        // Who follows it live, from any place, and who reads it later gets the same.
+        let mut live = queen.follow(&id, None).expect("an answer");
+        live.until_type("thinking");
+        let place = live.last_id.clone().expect("an id");
+        let rest = live.rest();
+        assert_eq!(format!("step 0 {}", told(&rest)), thought);
+        let record = queen.assert_task_ends(&id, "complete");
+        assert_eq!(
+            (&record["result"], &record["thinking"]),
+            (&json!("Yes."), &json!(thought))
+        );
+        let later = queen.follow(&id, Some(&place)).expect("an answer").rest();
+        assert_eq!(format!("step 0 {}", told(&later)), thought);
+        let all = queen.follow(&id, None).expect("an answer").rest();
+        assert_eq!(
+            (told(&all), assert_task_completed(&all)),
+            (thought.clone(), "Yes.".into())
+        );
+        let listed = queen.tasks(&format!("model={}", scripted.model));
+        assert!(
+            listed.iter().all(|task| task.get("thinking").is_none()),
+            "{listed:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_model_that_thinks_until_it_is_cut_off_has_said_so() {
+    let thinks = json!({"reasoning_content": "Hm."});
+    let answer = Answer::stream()
+        .delta(&thinks)
+        .delta(&thinks)
+        .finish("length")
+        .done();
+    let scripted = Scripted::answering(answer);
+    let mut task = scripted.chat(&json!({}));
+    task["stream"] = json!(false);
+    let task = scripted.queen().ask("/v2/tasks", &task).json();
+    assert_eq!(task["state"], "complete", "{task}");
+    assert_eq!(
+        (&task["result"], &task["thinking"]),
+        (&json!(""), &json!("Hm.Hm."))
+    );
+    assert_eq!(
+        (&task["stop_reason"], &task["tokens_out"]),
+        (&json!("MAX_TOKENS"), &json!(2))
+    );
+}

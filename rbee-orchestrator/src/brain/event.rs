@@ -94,6 +94,8 @@ pub struct Report {
     pub usage: Option<Usage>,
     /// The text, where it is kept.
     pub result: Option<String>,
+    /// What the model thought before it.
+    pub thinking: Option<String>,
     /// Why generation stopped, where the queen reads that.
     pub stop: Option<StopReason>,
     /// From the first token to the end.
@@ -114,6 +116,7 @@ impl Report {
             outcome,
             usage: None,
             result: None,
+            thinking: None,
             stop: None,
             inference: Duration::ZERO,
             relayed: false,

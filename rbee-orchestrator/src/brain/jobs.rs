@@ -127,6 +127,7 @@ impl Brain {
                 let ending = Ending {
                     usage: report.usage,
                     result: report.result,
+                    thinking: report.thinking,
                     stop: report.stop,
                     ..Ending::new(outcome, now.wall)
                 };

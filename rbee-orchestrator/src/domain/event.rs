@@ -49,31 +49,41 @@ impl StopReason {
 }
 
 /// A place in a task's events, `{attempt}.{offset}` on the wire: behind so many bytes of the
-/// attempt's text. Attempt 0 is before the first dispatch.
+/// attempt's text, and, where there are three numbers, of what its model thought. Attempt 0 is before
+/// the first dispatch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventId {
     /// Which dispatch.
     pub attempt: Attempt,
     /// Bytes of text before it, in UTF-8.
     pub offset: usize,
+    /// Bytes of thinking before it, in UTF-8.
+    pub thinking: usize,
 }
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.attempt, self.offset)
+        write!(f, "{}.{}", self.attempt, self.offset)?;
+        match self.thinking {
+            0 => Ok(()),
+            thinking => write!(f, ".{thinking}"),
+        }
     }
 }
 
 impl FromStr for EventId {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let parts = text.split_once('.');
-        let id = parts.and_then(|(attempt, offset)| {
+        let read = || {
+            let (attempt, places) = text.split_once('.')?;
+            let (offset, thinking) = places.split_once('.').unwrap_or((places, "0"));
             Some(EventId {
                 attempt: attempt.parse().ok()?,
                 offset: offset.parse().ok()?,
+                thinking: thinking.parse().ok()?,
             })
-        });
+        };
+        let id = read();
         id.ok_or_else(|| {
             let shown: String = text.chars().take(80).collect();
             Error::invalid(format!(
@@ -97,7 +107,7 @@ pub struct Narration {
 }
 
 /// One event of a task. The order is `Queued`? → `Started` → `Token`* → one of `End` and `Error`,
-/// with `Narration` and `Metrics` between.
+/// with `Narration`, `Thinking` and `Metrics` between.
 #[derive(Debug, Clone)]
 pub enum TaskEvent {
     /// It waits.
@@ -126,6 +136,12 @@ pub enum TaskEvent {
         text: String,
         /// Counts from 0 without gaps.
         index: u64,
+    },
+    /// A piece of what the model thinks before it answers, where its worker tells that apart. No part
+    /// of the answer.
+    Thinking {
+        /// The text.
+        text: String,
     },
     /// How fast it goes.
     Metrics {

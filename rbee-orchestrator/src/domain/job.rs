@@ -178,6 +178,8 @@ pub struct Ending {
     pub times: Times,
     /// The text, where it is kept (tasks; not OpenAI requests).
     pub result: Option<String>,
+    /// What the model thought before it, where its worker told that apart.
+    pub thinking: Option<String>,
     /// Why generation stopped, for complete tasks.
     pub stop: Option<StopReason>,
     /// When.
@@ -193,6 +195,7 @@ impl Ending {
             usage: None,
             times: Times::default(),
             result: None,
+            thinking: None,
             stop: None,
             at,
         }
@@ -250,6 +253,8 @@ pub struct JobRecord {
     pub error_message: Option<String>,
     /// Its text when complete, where it is kept.
     pub result: Option<String>,
+    /// What its model thought before it; only with a text.
+    pub thinking: Option<String>,
     /// The id that ties it to log lines.
     pub correlation_id: String,
 }
@@ -284,6 +289,7 @@ impl JobRecord {
             error_code: None,
             error_message: None,
             result: None,
+            thinking: None,
             correlation_id: String::new(),
         }
     }
@@ -332,6 +338,7 @@ impl JobRecord {
             self.stop = ending.stop;
             self.not_before = None;
             self.result = ending.result;
+            self.thinking = ending.thinking;
             if let Some(error) = ending.outcome.error() {
                 self.error_code = Some(error.code.as_str().to_owned());
                 self.error_message = Some(error.kept().to_owned());

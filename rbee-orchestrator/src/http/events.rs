@@ -36,6 +36,9 @@ enum WireEvent<'a> {
         t: &'a str,
         i: u64,
     },
+    Thinking {
+        t: &'a str,
+    },
     Metrics {
         tokens_per_sec: f64,
         vram_bytes: u64,
@@ -81,6 +84,7 @@ fn json(job_id: JobId, event: &TaskEvent) -> Vec<u8> {
             attempt: *attempt,
         },
         TaskEvent::Token { text, index } => WireEvent::Token { t: text, i: *index },
+        TaskEvent::Thinking { text } => WireEvent::Thinking { t: text },
         TaskEvent::Metrics {
             tokens_per_sec,
             vram_bytes,

@@ -254,6 +254,7 @@ fn whole(context: &Context<'_>, job: &JobRecord) -> Value {
     let mut whole = object(job);
     let place = context.orchestrator.queue_place(job.id);
     whole["result"] = job.result.clone().into();
+    whole["thinking"] = job.thinking.clone().into();
     whole["waits_for"] = context.orchestrator.waits_for(job.id).into();
     whole["queue_position"] = place.map(|place| place.position).into();
     let wait = place.and_then(|place| place.wait);

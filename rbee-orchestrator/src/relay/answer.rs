@@ -141,6 +141,8 @@ struct Message<'a> {
     #[serde(borrow, default)]
     reasoning_content: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     tool_calls: Option<&'a RawValue>,
 }
 
@@ -158,7 +160,7 @@ impl Written {
         let texts = [
             choice.text,
             said.and_then(|said| said.content),
-            said.and_then(|said| said.reasoning_content),
+            said.and_then(|said| said.reasoning_content.or(said.reasoning)),
             said.and_then(|said| said.tool_calls),
         ];
         let texts = texts.iter().flatten();

@@ -60,7 +60,10 @@ pub(crate) struct Choice<'a> {
 #[derive(Debug, Default)]
 struct Delta<'a> {
     content: Option<Cow<'a, str>>,
-    /// Whether it has something else: a tool call, reasoning, a refusal, sound.
+    /// `reasoning_content` (llama-server, DeepSeek, SGLang) or `reasoning` (vLLM, Ollama): the same,
+    /// where both are there.
+    thinking: Option<Cow<'a, str>>,
+    /// Whether it has something else: a tool call, a refusal, sound.
     has_more: bool,
     /// Whether it has any field that is not null.
     has_fields: bool,
@@ -123,6 +126,16 @@ impl<'a> Choice<'a> {
         text.or_else(|| self.delta.as_mut()?.content.take())
     }
 
+    /// What it brings of the model's thinking.
+    pub(crate) fn take_thinking(&mut self) -> Option<Cow<'a, str>> {
+        self.delta.as_mut()?.thinking.take()
+    }
+
+    /// Whether it brings what is neither text nor thinking.
+    pub(crate) fn has_more(&self) -> bool {
+        self.delta.as_ref().is_some_and(|delta| delta.has_more)
+    }
+
     fn is_bare(&self) -> bool {
         let has_fields = self.delta.as_ref().is_some_and(|delta| delta.has_fields);
         self.text.is_none() && self.finish_reason.is_none() && !has_fields
@@ -130,7 +143,9 @@ impl<'a> Choice<'a> {
 
     fn has_token(&self) -> bool {
         let is_filled = |text: &Option<Cow<'_, str>>| text.as_ref().is_some_and(|t| !t.is_empty());
-        let in_delta = |delta: &Delta<'_>| delta.has_more || is_filled(&delta.content);
+        let in_delta = |delta: &Delta<'_>| {
+            delta.has_more || is_filled(&delta.content) || delta.thinking.is_some()
+        };
         is_filled(&self.text) || self.delta.as_ref().is_some_and(in_delta)
     }
 }
@@ -290,6 +305,11 @@ impl<'de> Visitor<'de> for DeltaReader {
             match (&*name, value) {
                 ("role", _) | (_, Glimpse::Null | Glimpse::Empty) => {}
                 ("content", Glimpse::Text(text)) => delta.content = Some(text),
+                ("reasoning_content" | "reasoning", Glimpse::Text(text)) => {
+                    delta.thinking = delta
+                        .thinking
+                        .or(Some(text).filter(|text| !text.is_empty()));
+                }
                 ("content", _) => return Err(A::Error::custom("content is no text")),
                 (_, Glimpse::Text(text)) => delta.has_more |= !text.is_empty(),
                 (_, Glimpse::Number(_) | Glimpse::Other) => delta.has_more = true,

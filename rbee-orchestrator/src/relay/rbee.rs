@@ -54,6 +54,8 @@ pub(super) fn read_event(data: &[u8], out: &mut Vec<Piece>) -> Result<()> {
     match event.r#type.as_str() {
         "token" if event.t.is_empty() => {}
         "token" => out.push(Piece::Text(event.t)),
+        "thinking" if event.t.is_empty() => {}
+        "thinking" => out.push(Piece::Thinking(event.t)),
         "end" => read_end(event, out),
         "error" => {
             let code = event
@@ -111,6 +113,10 @@ mod tests {
         assert_eq!(
             read(r#"{"type":"token","t":"Hi","i":0}"#),
             [Piece::Text("Hi".into())]
+        );
+        assert_eq!(
+            read(r#"{"type":"thinking","t":"Hm"}"#),
+            [Piece::Thinking("Hm".into())]
         );
         let ended = read(r#"{"type":"end","tokens_out":2,"stop_reason":"MAX_TOKENS"}"#);
         assert!(matches!(

@@ -21,6 +21,10 @@ use crate::error::Result;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Piece {
     Text(String),
+    /// What the model thinks before it answers.
+    Thinking(String),
+    /// Something else that the model makes: a piece of a tool call.
+    Other,
     Stop {
         reason: StopReason,
         matched: Option<String>,
@@ -63,7 +67,12 @@ fn read_chunk(chunk: Chunk<'_>, out: &mut Vec<Piece>) {
         return out.push(Piece::Failed(refusal));
     }
     if let Some(mut choice) = chunk.choices.into_iter().next() {
+        let thinking = choice.take_thinking();
         let text = choice.take_text().filter(|text| !text.is_empty());
+        if thinking.is_none() && text.is_none() && choice.has_more() {
+            out.push(Piece::Other);
+        }
+        out.extend(thinking.map(|text| Piece::Thinking(text.into_owned())));
         out.extend(text.map(|text| Piece::Text(text.into_owned())));
         if let Some(finish) = choice.finish_reason {
             let matched = choice.stop_reason.map(Cow::into_owned);
@@ -260,6 +269,16 @@ mod tests {
                 "data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"stop\",\"stop_reason\":\"END\"}]}\n\n"
             ),
             stop(StopReason::StopSequence, Some("END"))
+        );
+        assert_eq!(
+            read(
+                "data: {\"choices\":[{\"delta\":{\"reasoning\":\"Hm\",\"reasoning_content\":\"Hm\",\"content\":\"b\"}}]}\n\n"
+            ),
+            [Piece::Thinking("Hm".into()), Piece::Text("b".into())]
+        );
+        assert_eq!(
+            read("data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0}]}}]}\n\n"),
+            [Piece::Other]
         );
         assert_eq!(
             read(

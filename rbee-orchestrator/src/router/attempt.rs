@@ -297,6 +297,7 @@ async fn whole_completion(
                 text.push_str(&more);
                 count += 1;
             }
+            Piece::Thinking(_) | Piece::Other => count += 1,
             Piece::Stop { reason, .. } => stop = Some(reason),
             Piece::Usage(counted) => usage = Some(counted),
             Piece::Failed(refusal) => return Err(Failure::refused(refusal, None)),

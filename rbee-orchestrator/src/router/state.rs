@@ -157,7 +157,7 @@ impl State {
         if completed {
             killpoint::pass("finish-before-commit");
             let events = last_steps.iter().filter_map(|step| match step {
-                Step::Event(TaskEvent::Token { .. }) => None,
+                Step::Event(TaskEvent::Token { .. } | TaskEvent::Thinking { .. }) => None,
                 Step::Event(event) => Some(event.clone()),
                 _ => None,
             });

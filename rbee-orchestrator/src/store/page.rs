@@ -60,6 +60,7 @@ pub(super) fn in_short(job: &JobRecord) -> JobRecord {
     let short = |text: &String| text.chars().take(LISTED_ERROR_CHARS).collect();
     JobRecord {
         result: None,
+        thinking: None,
         error_message: job.error_message.as_ref().map(short),
         ..job.clone()
     }

@@ -170,7 +170,7 @@ fn read_line(line: &str) -> io::Result<Event> {
 }
 
 /// Checks the order of a task's events: `queued`? → `started` → `token`* → one ending, tokens
-/// numbered without gaps; returns the text.
+/// numbered without gaps; returns the text, without what the model thought.
 ///
 /// # Panics
 /// When the order is another.
@@ -184,6 +184,7 @@ pub fn assert_task_completed(events: &[Value]) -> String {
         match kind {
             "queued" => assert!(!started, "queued after started: {event}"),
             "narration" | "metrics" => {}
+            "thinking" => assert!(started, "thinking before started: {event}"),
             "started" => {
                 assert!(!started, "started twice: {events:#?}");
                 started = true;

@@ -66,6 +66,8 @@ struct Told {
     attempt: Attempt,
     /// The text of the newest attempt.
     text: String,
+    /// What its model thought.
+    thinking: String,
     /// The last events, once the ending is recorded.
     ending: Option<Vec<TaskEvent>>,
     /// Nothing more will be told here, though the job has not ended.
@@ -83,6 +85,10 @@ impl Told {
         self.kept.push_back((self.next_number, self.attempt, event));
         self.next_number += 1;
         self.wake();
+    }
+
+    fn bytes(&self) -> usize {
+        self.text.len() + self.thinking.len()
     }
 
     fn wake(&mut self) {
@@ -110,8 +116,9 @@ impl Journal {
     /// Tells that an attempt has begun: the text of the one before is void.
     pub(crate) fn begin(&self, attempt: Attempt, started: TaskEvent) {
         let mut told = self.told();
-        self.budget.give_back(told.text.len() as u64);
+        self.budget.give_back(told.bytes() as u64);
         told.text.clear();
+        told.thinking.clear();
         told.attempt = attempt;
         told.keep(started);
     }
@@ -121,6 +128,18 @@ impl Journal {
     /// # Errors
     /// `NO_CAPACITY` when all journals together hold as much as they may.
     pub(crate) fn add(&self, text: &str) -> Result<(), Error> {
+        self.add_to(text, |told| &mut told.text)
+    }
+
+    /// Adds to what the model thought.
+    ///
+    /// # Errors
+    /// Those of [`Journal::add`].
+    pub(crate) fn add_thinking(&self, text: &str) -> Result<(), Error> {
+        self.add_to(text, |told| &mut told.thinking)
+    }
+
+    fn add_to(&self, text: &str, all: fn(&mut Told) -> &mut String) -> Result<(), Error> {
         if !self.budget.take(text.len()) {
             let most = self.budget.most;
             let message = format!(
@@ -130,19 +149,25 @@ impl Journal {
             return Err(Error::new(Code::NoCapacity, message));
         }
         let mut told = self.told();
-        told.text.push_str(text);
+        all(&mut told).push_str(text);
         told.wake();
         Ok(())
     }
 
-    /// How much text there is, in bytes.
-    pub(crate) fn text_len(&self) -> usize {
-        self.told().text.len()
+    /// How much text there is, with what the model thought, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.told().bytes()
     }
 
     /// The whole text so far.
     pub(crate) fn text(&self) -> String {
         self.told().text.clone()
+    }
+
+    /// What the model thought so far, if its worker tells that.
+    pub(crate) fn thinking(&self) -> Option<String> {
+        let told = self.told();
+        (!told.thinking.is_empty()).then(|| told.thinking.clone())
     }
 
     /// Tells how the job ended. Only the first ending counts. The text, which only those who read it
@@ -151,7 +176,7 @@ impl Journal {
         let mut told = self.told();
         if told.ending.is_none() {
             told.ending = Some(ending);
-            self.budget.give_back(told.text.len() as u64);
+            self.budget.give_back(told.bytes() as u64);
         }
         told.wake();
     }
@@ -168,7 +193,7 @@ impl Drop for Journal {
     fn drop(&mut self) {
         let told = self.told.get_mut().unwrap_or_else(PoisonError::into_inner);
         if told.ending.is_none() {
-            self.budget.give_back(told.text.len() as u64);
+            self.budget.give_back(told.bytes() as u64);
         }
     }
 }

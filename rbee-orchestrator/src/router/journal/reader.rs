@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::replay::{MAX_PIECE, floor_char_boundary};
+use super::replay::{floor_char_boundary, piece};
 use super::{Journal, Told};
 use crate::domain::{EventId, Narration, TaskEvent};
 
@@ -51,10 +51,10 @@ impl Reader {
             let (next_number, at) = match after {
                 None => (0, EventId::default()),
                 Some(after) if after.attempt == newest => {
-                    let offset = floor_char_boundary(&told.text, after.offset);
                     let at = EventId {
                         attempt: newest,
-                        offset,
+                        offset: floor_char_boundary(&told.text, after.offset),
+                        thinking: floor_char_boundary(&told.thinking, after.thinking),
                     };
                     (told.next_number, at)
                 }
@@ -81,8 +81,8 @@ impl Reader {
         if let Some(event) = self.next_kept(&told) {
             return Poll::Ready(Read::Event(self.at, event));
         }
-        if self.at.attempt == told.attempt && self.at.offset < told.text.len() {
-            return Poll::Ready(self.next_piece(&told.text));
+        if self.is_behind(&told) {
+            return Poll::Ready(self.next_piece(&told));
         }
         self.caught_up = true;
         if let Some(ending) = &told.ending {
@@ -102,42 +102,55 @@ impl Reader {
         let (number, attempt, event) = kept.find(|(number, ..)| *number >= self.next_number)?;
         // What is told in the middle of a text comes after what stood before it, but for the text
         // of an attempt that is void.
-        let is_behind = self.at.attempt == *attempt
-            && *attempt == told.attempt
-            && self.at.offset < told.text.len();
-        if is_behind {
+        if *attempt == told.attempt && self.is_behind(told) {
             return None;
         }
         self.next_number = number + 1;
         if *attempt > self.at.attempt {
             self.at = EventId {
                 attempt: *attempt,
-                offset: 0,
+                ..EventId::default()
             };
             self.index = 0;
         }
         Some(event.clone())
     }
 
-    fn next_piece(&mut self, text: &str) -> Read {
-        let rest = &text[self.at.offset..];
-        if self.caught_up && rest.len() > self.max_lag {
+    /// Whether there is more of the attempt that it reads.
+    fn is_behind(&self, told: &Told) -> bool {
+        self.at.attempt == told.attempt
+            && (self.at.offset < told.text.len() || self.at.thinking < told.thinking.len())
+    }
+
+    /// The next piece: whoever comes late gets all of the thinking first.
+    fn next_piece(&mut self, told: &Told) -> Read {
+        let thought = &told.thinking[self.at.thinking..];
+        let text = &told.text[self.at.offset..];
+        let behind = thought.len() + text.len();
+        if self.caught_up && behind > self.max_lag {
             let human = "This reader was too slow and is sent away: come back with Last-Event-ID";
             let narration = Narration {
                 actor: "queen",
                 action: "reader_too_slow",
-                target: format!("{} bytes behind", rest.len()),
+                target: format!("{behind} bytes behind"),
                 human: human.into(),
             };
             return Read::TooSlow(self.at, TaskEvent::Narration(narration));
         }
-        let end = floor_char_boundary(rest, MAX_PIECE);
-        self.at.offset += end;
-        let event = TaskEvent::Token {
-            text: rest[..end].to_owned(),
-            index: self.index,
+        let event = match thought.is_empty() {
+            false => {
+                let text = piece(thought, &mut self.at.thinking);
+                TaskEvent::Thinking { text }
+            }
+            true => {
+                let text = piece(text, &mut self.at.offset);
+                self.index += 1;
+                TaskEvent::Token {
+                    text,
+                    index: self.index - 1,
+                }
+            }
         };
-        self.index += 1;
         Read::Event(self.at, event)
     }
 }

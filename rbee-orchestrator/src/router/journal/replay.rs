@@ -4,7 +4,14 @@ use crate::domain::{EventId, JobRecord, JobState, StopReason, TaskEvent};
 use crate::error::{Code, Error};
 
 /// A reader gets at most so much text in one event, in bytes.
-pub(super) const MAX_PIECE: usize = 64 << 10;
+const MAX_PIECE: usize = 64 << 10;
+
+/// The next piece of what is left of a text, and the place behind it.
+pub(super) fn piece(rest: &str, place: &mut usize) -> String {
+    let end = floor_char_boundary(rest, MAX_PIECE);
+    *place += end;
+    rest[..end].to_owned()
+}
 
 /// The last place up to `at` where a character begins.
 pub(super) fn floor_char_boundary(text: &str, at: usize) -> usize {
@@ -19,11 +26,18 @@ pub(super) fn floor_char_boundary(text: &str, at: usize) -> usize {
 pub(crate) fn replay(job: &JobRecord, after: Option<EventId>) -> Vec<(EventId, TaskEvent)> {
     let attempt = job.attempt;
     let text = job.result.as_deref().unwrap_or_default();
+    let thinking = job.thinking.as_deref().unwrap_or_default();
     let start = after.filter(|after| after.attempt == attempt);
     let mut events = Vec::new();
-    let mut at = EventId { attempt, offset: 0 };
+    let mut at = EventId {
+        attempt,
+        ..EventId::default()
+    };
     match start {
-        Some(start) => at.offset = floor_char_boundary(text, start.offset),
+        Some(start) => {
+            at.offset = floor_char_boundary(text, start.offset);
+            at.thinking = floor_char_boundary(thinking, start.thinking);
+        }
         None => {
             if let (Some(placed), Some(started_at)) = (&job.placed, job.started_at) {
                 let started = TaskEvent::Started {
@@ -36,12 +50,13 @@ pub(crate) fn replay(job: &JobRecord, after: Option<EventId>) -> Vec<(EventId, T
             }
         }
     }
+    while at.thinking < thinking.len() {
+        let text = piece(&thinking[at.thinking..], &mut at.thinking);
+        events.push((at, TaskEvent::Thinking { text }));
+    }
     let mut index = 0;
     while at.offset < text.len() {
-        let rest = &text[at.offset..];
-        let end = floor_char_boundary(rest, MAX_PIECE);
-        at.offset += end;
-        let text = rest[..end].to_owned();
+        let text = piece(&text[at.offset..], &mut at.offset);
         events.push((at, TaskEvent::Token { text, index }));
         index += 1;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::*;
-use crate::domain::{JobId, JobState, ModelRef, StopReason, UnixMillis, WorkerId};
+use crate::domain::{JobId, JobRecord, JobState, ModelRef, StopReason, UnixMillis, WorkerId};
 
 fn started(attempt: Attempt) -> TaskEvent {
     TaskEvent::Started {
@@ -51,6 +51,7 @@ fn read(reader: &mut Reader) -> Vec<String> {
         got.push(match event {
             TaskEvent::Started { attempt, .. } => format!("{id} started {attempt}"),
             TaskEvent::Token { text, index } => format!("{id} {index} {text}"),
+            TaskEvent::Thinking { text } => format!("{id} ({text})"),
             TaskEvent::End { .. } => format!("{id} end"),
             TaskEvent::Error { .. } => format!("{id} error"),
             _ => format!("{id} note"),
@@ -93,6 +94,31 @@ fn a_reader_goes_on_where_it_was_and_never_inside_a_character() {
     assert_eq!(read(&mut reader(&journal, Some("1.2"))), ["1.4 0 éb"]);
     assert!(read(&mut reader(&journal, Some("1.4"))).is_empty());
     assert!(read(&mut reader(&journal, Some("1.99"))).is_empty());
+}
+
+#[test]
+fn thinking_is_told_before_the_text_and_has_places_of_its_own() {
+    let journal = journal();
+    journal.begin(1, started(1));
+    let mut live = reader(&journal, None);
+    journal.add_thinking("Hé").unwrap();
+    assert_eq!(read(&mut live), ["1.0 started 1", "1.0.3 (Hé)"]);
+    journal.add("a").unwrap();
+    assert_eq!(read(&mut live), ["1.1.3 0 a"]);
+    journal.add_thinking("m").unwrap();
+    assert_eq!(read(&mut live), ["1.1.4 (m)"]);
+    let all = ["1.0 started 1", "1.0.4 (Hém)", "1.1.4 0 a"];
+    assert_eq!(read(&mut reader(&journal, None)), all);
+    assert_eq!(
+        read(&mut reader(&journal, Some("1.0.2"))),
+        ["1.0.4 (ém)", "1.1.4 0 a"]
+    );
+    assert!(read(&mut reader(&journal, Some("1.1.4"))).is_empty());
+    // A new attempt makes it void, as it does the text.
+    journal.begin(2, started(2));
+    journal.add("b").unwrap();
+    assert_eq!(read(&mut live), ["2.0 started 2", "2.1 0 b"]);
+    assert_eq!(journal.thinking(), None);
 }
 
 #[test]
@@ -142,21 +168,32 @@ fn a_record_replays_as_the_events_were() {
     job.state = JobState::Complete;
     job.attempt = 3;
     job.result = Some("Once é".into());
-    let shown = |after: Option<&str>| {
+    job.thinking = None;
+    let shown_of = |job: &JobRecord, after: Option<&str>| {
         let after = after.map(|text| text.parse().unwrap());
-        let events = replay(&job, after).into_iter();
+        let events = replay(job, after).into_iter();
         let events = events.map(|(id, event)| match event {
             TaskEvent::Token { text, .. } => format!("{id} {text}"),
+            TaskEvent::Thinking { text } => format!("{id} ({text})"),
             TaskEvent::Started { .. } => format!("{id} started"),
             _ => format!("{id} end"),
         });
         events.collect::<Vec<_>>()
     };
+    let told = job.clone();
+    let shown = |after| shown_of(&told, after);
     let all = ["3.0 started", "3.7 Once é", "3.7 end"];
     assert_eq!(shown(None), all);
     assert_eq!(shown(Some("2.5")), all);
     assert_eq!(shown(Some("3.5")), ["3.7 é", "3.7 end"]);
     assert_eq!(shown(Some("3.7")), ["3.7 end"]);
+    job.thinking = Some("Hm".into());
+    let all = ["3.0 started", "3.0.2 (Hm)", "3.7.2 Once é", "3.7.2 end"];
+    assert_eq!(shown_of(&job, None), all);
+    assert_eq!(
+        shown_of(&job, Some("3.5.1")),
+        ["3.5.2 (m)", "3.7.2 é", "3.7.2 end"]
+    );
     let failed = crate::store::testing::ended_job();
     let events = replay(&failed, None);
     assert!(matches!(events.last(), Some((_, TaskEvent::Error { .. }))));

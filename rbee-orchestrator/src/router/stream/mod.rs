@@ -65,7 +65,9 @@ pub(super) struct Streaming {
     /// What it counted in all.
     usage: Option<Usage>,
     tokens: u64,
-    /// Whether the first text has come, so that silence is no longer the prompt's evaluation.
+    /// Of those, the pieces of text that a task's client was told.
+    texts: u64,
+    /// Whether the first token has come, so that silence is no longer the prompt's evaluation.
     begun: bool,
     /// Where the text goes that is kept as the job's result.
     journal: Option<Arc<Journal>>,
@@ -121,6 +123,7 @@ impl Streaming {
             counted: StreamUsage::default(),
             usage: None,
             tokens: 0,
+            texts: 0,
             begun: false,
             journal,
             max_text_bytes: call.max_response_bytes,
@@ -324,6 +327,7 @@ impl Streaming {
         Report {
             usage: Some(self.usage()),
             result: journal.map(|journal| journal.text()),
+            thinking: journal.and_then(|journal| journal.thinking()),
             stop: self.stop.as_ref().map(|(reason, _)| *reason),
             inference: took.unwrap_or_default(),
             relayed: self.relayed,

@@ -9,7 +9,7 @@ use crate::domain::{Outcome, StopReason, TaskEvent};
 use crate::error::{Code, Error};
 use crate::relay::sse;
 use crate::relay::translate::{Piece, read_event};
-use crate::router::Step;
+use crate::router::{Journal, Step};
 
 impl Streaming {
     /// Reads whole events into pieces and writes them in the client's form.
@@ -31,6 +31,11 @@ impl Streaming {
         for piece in pieces {
             match piece {
                 Piece::Text(text) => self.put_text(text),
+                Piece::Thinking(text) => self.put_thinking(text),
+                Piece::Other => {
+                    self.begin();
+                    self.tokens += 1;
+                }
                 Piece::Stop { reason, matched } => self.stop = Some((reason, matched)),
                 Piece::Usage(usage) => self.usage = Some(usage),
                 Piece::Failed(refusal) => return self.refused(refusal),
@@ -42,7 +47,7 @@ impl Streaming {
 
     fn put_text(&mut self, text: String) {
         self.begin();
-        if let Some(error) = self.keep(&text) {
+        if let Some(error) = self.keep(&text, Journal::add) {
             return self.fail(error);
         }
         let step = match &self.form {
@@ -51,24 +56,38 @@ impl Streaming {
             )),
             _ => Step::Event(TaskEvent::Token {
                 text,
-                index: self.tokens,
+                index: self.texts,
             }),
         };
         self.tokens += 1;
+        self.texts += 1;
         self.ready.push_back(step);
     }
 
-    /// Keeps the text as a part of the result; says why it can't be.
-    fn keep(&mut self, text: &str) -> Option<Error> {
+    fn put_thinking(&mut self, text: String) {
+        self.begin();
+        if let Some(error) = self.keep(&text, Journal::add_thinking) {
+            return self.fail(error);
+        }
+        self.tokens += 1;
+        // A completion of OpenAI's has no place for it.
+        if let Form::Task = self.form {
+            let event = TaskEvent::Thinking { text };
+            self.ready.push_back(Step::Event(event));
+        }
+    }
+
+    /// Keeps a text beside the result or as a part of it; says why it can't be.
+    fn keep(&mut self, text: &str, add: fn(&Journal, &str) -> Result<(), Error>) -> Option<Error> {
         let journal = self.journal.as_ref()?;
-        if journal.text_len() + text.len() > self.max_text_bytes {
+        if journal.bytes() + text.len() > self.max_text_bytes {
             self.blame = Blame::Request;
             return Some(Error::new(
                 Code::UpstreamInvalid,
                 "the worker's answer is longer than limits.max_response_bytes",
             ));
         }
-        let error = journal.add(text).err()?;
+        let error = add(journal, text).err()?;
         // No worker is to blame, and another could say no more.
         self.blame = Blame::Request;
         Some(error)

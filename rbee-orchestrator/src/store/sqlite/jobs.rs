@@ -17,15 +17,16 @@ pub(super) const COLUMNS: &str = "id, kind, priority, state, attempt, owner, mod
      tokens_estimated, error_code, error_message, correlation_id, \
      (SELECT text FROM results WHERE results.job = jobs.id), asynchronous, \
      idempotency_key, request_hash, not_before, inference_ms, slot_ms, stop_reason, \
-     failures";
+     failures, (SELECT thinking FROM results WHERE results.job = jobs.id)";
 
 /// The same as lists have it: no result, and of an error the beginning.
 fn listed_columns() -> String {
     let begin = format!("substr(error_message, 1, {LISTED_ERROR_CHARS})");
-    COLUMNS.replace("error_message", &begin).replace(
-        "(SELECT text FROM results WHERE results.job = jobs.id)",
-        "NULL",
-    )
+    let of_result = |column| format!("(SELECT {column} FROM results WHERE results.job = jobs.id)");
+    COLUMNS
+        .replace("error_message", &begin)
+        .replace(&of_result("text"), "NULL")
+        .replace(&of_result("thinking"), "NULL")
 }
 
 /// One job.
@@ -125,6 +126,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
         },
         stop: read_stop(row)?,
         failures: row.get(29)?,
+        thinking: row.get(30)?,
     })
 }
 

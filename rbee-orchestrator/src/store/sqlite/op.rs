@@ -153,15 +153,23 @@ impl Op {
     /// Text that it keeps in memory, beyond what every job has.
     pub(super) fn text_bytes(&self) -> usize {
         match self {
-            Op::Insert(new) => text_bytes(&new.record.result) + bytes(&new.request),
-            Op::Finish(_, finish) => text_bytes(&finish.ending.result),
+            Op::Insert(new) => text_of_record(&new.record) + bytes(&new.request),
+            Op::Finish(_, finish) => text_of_ending(&finish.ending),
             Op::Submit(submission, _) => bytes(&submission.request),
             Op::Claim(_) | Op::Requeue { .. } | Op::Call(_) | Op::Nothing => 0,
         }
     }
 }
 
-pub(super) fn text_bytes(text: &Option<String>) -> usize {
+pub(super) fn text_of_record(record: &JobRecord) -> usize {
+    length(&record.result) + length(&record.thinking)
+}
+
+pub(super) fn text_of_ending(ending: &Ending) -> usize {
+    length(&ending.result) + length(&ending.thinking)
+}
+
+fn length(text: &Option<String>) -> usize {
     text.as_ref().map_or(0, String::len)
 }
 

@@ -1,7 +1,7 @@
 //! What waits for the writer: the steps in their order, those of one job merged where that is the
 //! same.
 
-use super::op::{Finish, NewJob, Op, report_twin, text_bytes};
+use super::op::{Finish, NewJob, Op, report_twin, text_of_ending, text_of_record};
 use super::statements::Claim;
 use crate::domain::{JobId, JobRecord};
 use crate::error::Error;
@@ -25,9 +25,9 @@ impl Waiting {
         if let Some(at) = self.open.get(&job)
             && let Op::Insert(new) = &mut self.ops[*at]
         {
-            self.text_bytes -= text_bytes(&new.record.result);
+            self.text_bytes -= text_of_record(&new.record);
             merge(&mut new.record, change);
-            self.text_bytes += text_bytes(&new.record.result);
+            self.text_bytes += text_of_record(&new.record);
             return;
         }
         match change {
@@ -82,7 +82,7 @@ impl Waiting {
     /// Adds an ending, in the place of the job's dispatch if that still waits: of one job nothing
     /// came in between, and other jobs do not mind.
     pub(super) fn push_finish(&mut self, finish: Finish) {
-        self.text_bytes += text_bytes(&finish.ending.result);
+        self.text_bytes += text_of_ending(&finish.ending);
         let waiting = self.open.remove(&finish.job);
         if let Some(at) = waiting
             && let Op::Claim(claim) = &self.ops[at]
@@ -237,7 +237,10 @@ mod tests {
             };
             assert_eq!(new.record.state, JobState::Complete);
         }
-        assert_eq!(waiting.text_bytes, 2 * "an answer".len());
+        assert_eq!(
+            waiting.text_bytes,
+            2 * "an answerwhat leads to an answer".len()
+        );
     }
 
     #[test]

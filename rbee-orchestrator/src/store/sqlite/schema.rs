@@ -139,6 +139,9 @@ INSERT INTO results SELECT id, result FROM jobs WHERE result IS NOT NULL;
 UPDATE jobs SET result = NULL WHERE result IS NOT NULL;
 ";
 
+/// What a model thought before its result: of most there is nothing.
+const THINKING: &str = "ALTER TABLE results ADD COLUMN thinking TEXT;";
+
 /// Every step from an empty database to today's tables. An open applies those that are missing in
 /// one transaction, so that one that is killed leaves the database as it was.
 pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -153,6 +156,7 @@ pub(super) static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         M::up(MODEL_USE),
         M::up(FAILURES),
         M::up(LISTS),
+        M::up(THINKING),
     ])
 });
 

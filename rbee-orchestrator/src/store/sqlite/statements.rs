@@ -43,7 +43,7 @@ pub(super) const DROP_RESULT: &str = "DELETE FROM results WHERE job = ?";
 
 pub(super) const DROP_REQUEST: &str = "DELETE FROM requests WHERE job = ?";
 
-const PUT_RESULT: &str = "INSERT OR REPLACE INTO results (job, text) VALUES (?, ?)";
+const PUT_RESULT: &str = "INSERT OR REPLACE INTO results (job, text, thinking) VALUES (?, ?, ?)";
 
 const PUT_KEY: &str = "INSERT OR REPLACE INTO idempotency (tenant, key, job, expires_at) \
      VALUES (?, ?, ?, ?)";
@@ -124,7 +124,7 @@ impl<'db> Statements<'db> {
         }
         if let Some(result) = &job.result {
             self.put_result
-                .execute(params![job.id.0.as_bytes(), result])?;
+                .execute(params![job.id.0.as_bytes(), result, job.thinking])?;
         }
         self.sums.add_record(job);
         Ok(true)
@@ -276,7 +276,8 @@ impl<'db> Statements<'db> {
             self.drop_request.execute(id)?;
         }
         if let Some(result) = &ending.result {
-            self.put_result.execute(params![job.0.as_bytes(), result])?;
+            self.put_result
+                .execute(params![job.0.as_bytes(), result, ending.thinking])?;
         }
         self.sums.add_ending(ended.tenant, ended.model, ending);
         Ok(true)

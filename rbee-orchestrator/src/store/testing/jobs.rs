@@ -37,7 +37,7 @@ pub(super) async fn a_job_reads_back_as_it_was_submitted<S: Store>(store: &S) {
 pub(super) async fn every_optional_field_reads_back<S: Store>(store: &S) {
     let whole = ended_job();
     let mut records = vec![whole.clone()];
-    let blanks: [fn(&mut JobRecord); 14] = [
+    let blanks: [fn(&mut JobRecord); 15] = [
         |job| job.session = None,
         |job| job.placed = None,
         |job| job.started_at = None,
@@ -45,7 +45,8 @@ pub(super) async fn every_optional_field_reads_back<S: Store>(store: &S) {
         |job| job.usage = None,
         |job| job.error_code = None,
         |job| job.error_message = None,
-        |job| job.result = None,
+        |job| (job.result, job.thinking) = (None, None),
+        |job| job.thinking = None,
         |job| job.asynchronous = false,
         |job| job.idempotency_key = None,
         |job| job.request_hash = None,
@@ -286,6 +287,7 @@ pub(super) async fn many_recorders_lose_nothing<S: Store>(store: &S) {
         let job = find(store, id).await;
         assert_eq!(job.state, JobState::Complete);
         assert_eq!(job.result, Some(id.to_string()));
+        assert_eq!(job.thinking, Some(format!("what leads to {id}")));
     }
 }
 

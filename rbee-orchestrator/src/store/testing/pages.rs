@@ -184,7 +184,10 @@ pub(super) async fn lists_have_no_results_and_the_beginnings_of_errors<S: Store>
     assert_eq!(ids(&page.jobs), [failed.id, complete.id]);
     let message = page.jobs[0].error_message.as_deref().unwrap_or_default();
     assert_eq!(message, "ä".repeat(LISTED_ERROR_CHARS));
-    assert_eq!(page.jobs[1].result, None);
+    assert_eq!(
+        (&page.jobs[1].result, &page.jobs[1].thinking),
+        (&None, &None)
+    );
     let whole = store.job(complete.id).await.expect("a job is read");
     assert_eq!(
         whole.and_then(|job| job.result).as_deref(),

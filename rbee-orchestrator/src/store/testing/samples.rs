@@ -87,6 +87,7 @@ pub fn ended_job() -> JobRecord {
         error_code: Some("WORKER_FAILED".into()),
         error_message: Some("it died".into()),
         result: Some("Once upon".into()),
+        thinking: Some("A tale…".into()),
         ..queued_job()
     }
 }
@@ -187,6 +188,7 @@ pub(super) fn answer(result: &str) -> Ending {
             slot_ms: 13,
         },
         result: Some(result.to_owned()),
+        thinking: Some(format!("what leads to {result}")),
         stop: Some(StopReason::Eos),
         ..Ending::new(Outcome::Complete, ENDED_AT)
     }
