@@ -46,6 +46,7 @@ mod hashing;
 pub mod hives;
 #[cfg(feature = "http")]
 pub mod http;
+mod http1;
 mod killpoint;
 mod orchestrator;
 mod relay;

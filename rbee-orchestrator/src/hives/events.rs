@@ -12,7 +12,7 @@ use super::client::HiveClient;
 use super::exchange::Answer;
 use super::wire;
 use crate::error::{Code, Error, Result};
-use crate::relay::connection::Connection;
+use crate::http1::Connection;
 use crate::relay::sse::{self, Splitter};
 
 /// A longer event ends the stream.

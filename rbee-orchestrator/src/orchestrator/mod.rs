@@ -33,7 +33,7 @@ use crate::hives::{HiveToken, PortClaims};
 use crate::killpoint;
 use crate::relay::pool::Pool;
 use crate::scheduler::{LeastLoaded, Scheduler};
-use crate::store::{Condition, MemoryStore, Store};
+use crate::store::{Condition, IntoStore, MemoryStore, Store};
 
 use clock::Clock;
 use connector::{HiveMap, WorkerConnector};
@@ -91,8 +91,8 @@ impl Builder {
     }
 
     /// Sets what survives a restart; by default nothing does ([`MemoryStore`]).
-    pub fn store(mut self, store: impl Store) -> Self {
-        self.store = Some(Arc::new(store));
+    pub fn store(mut self, store: impl IntoStore) -> Self {
+        self.store = Some(store.into_store());
         self
     }
 
@@ -331,5 +331,25 @@ impl Orchestrator {
         while self.driver.look(|brain, _| brain.tally().running) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_and_a_scheduler_may_be_chosen_while_it_runs() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+        let scheduler: Box<dyn Scheduler> = Box::new(LeastLoaded);
+        let builder = Orchestrator::builder().store(store.clone());
+        let orchestrator = builder.scheduler(scheduler).start().await.expect("a start");
+        let tenant = crate::domain::Tenant {
+            id: crate::domain::TenantId::new("ours").expect("a name"),
+            limits: crate::domain::TenantLimits::default(),
+        };
+        orchestrator.put_tenant(tenant).await.expect("it is kept");
+        assert_eq!(store.tenants().await.expect("it is read").len(), 1);
+        orchestrator.shutdown().await;
     }
 }

@@ -2,9 +2,6 @@
 
 pub(crate) mod answer;
 pub(crate) mod chunk;
-mod chunked;
-pub(crate) mod connection;
-mod head;
 pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;

@@ -12,12 +12,12 @@ use foldhash::fast::FixedState;
 use http::StatusCode;
 use uuid::Uuid;
 
-use super::connection::{Connection, Head, SendError};
 use crate::brain::Blame;
 use crate::config::Config;
 use crate::domain::{JobId, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
 use crate::hashing::IdMap;
+use crate::http1::{Connection, Head, SendError};
 use crate::transport::{HiveStream, own_trouble};
 
 /// llama-server closes an idle connection after 5 s; ours must be gone before.

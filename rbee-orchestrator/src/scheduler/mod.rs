@@ -108,3 +108,17 @@ pub trait Scheduler: Send + Sync {
         Vec::new()
     }
 }
+
+impl<S: Scheduler + ?Sized> Scheduler for Box<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn place(&mut self, request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Placement {
+        (**self).place(request, view)
+    }
+
+    fn evict(&mut self, pressure: &Pressure, view: &ClusterView<'_>) -> Vec<WorkerId> {
+        (**self).evict(pressure, view)
+    }
+}

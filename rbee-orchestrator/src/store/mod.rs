@@ -18,6 +18,7 @@
 mod condition;
 mod memory;
 mod page;
+mod shared;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod steps;
@@ -35,6 +36,7 @@ use crate::error::Result;
 
 pub use condition::Condition;
 pub use memory::MemoryStore;
+pub use shared::IntoStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 pub use steps::{JobChange, Recovered, Submission, Submitted};

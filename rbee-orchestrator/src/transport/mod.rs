@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::domain::HiveProcess;
 use crate::error::{Code, Error, Result};
@@ -29,6 +28,7 @@ use report::{Item, Report};
 pub(crate) use program::version as version_of;
 pub(crate) use version::is_older;
 
+pub use crate::http1::HiveStream;
 pub(crate) use connecting::{connect_tcp, is_own_trouble, own_trouble};
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
@@ -37,11 +37,6 @@ pub use ssh::{SshOptions, SshSessions, SshTransport};
 
 /// The `reason` in an error's details for a machine that is reached and lacks the hive's program.
 pub(crate) const NO_PROGRAM: &str = "no_program";
-
-/// A byte stream to a port of a hive's machine.
-pub trait HiveStream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> HiveStream for T {}
 
 /// What is needed to start a hive's process.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::HiveTransport;
-use crate::relay::connection::Connection;
+use crate::http1::Connection;
 
 /// How long one answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -13,9 +13,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
-use super::head::{Framing, HeadReader, Opening};
-pub(crate) use super::head::{Head, SendError};
-use crate::transport::HiveStream;
+use super::HiveStream;
+use super::head::{Framing, Head, HeadReader, Opening, SendError};
 
 const SCRATCH_BYTES: usize = 32 << 10;
 
