@@ -579,3 +579,59 @@ fn a_model_that_thinks_until_it_is_cut_off_has_said_so() {
         (&json!("MAX_TOKENS"), &json!(2))
     );
 }
+
+/// FastAPI's refusal of a field that it does not know; it shows what it was sent.
+fn unknown_field(name: &str, body: &Value) -> Answer {
+    let detail = json!({"type": "extra_forbidden", "loc": ["body", name], "input": body,
+                        "msg": "Extra inputs are not permitted"});
+    Answer::json(422, &json!({"detail": [detail]}))
+}
+
+#[test]
+fn an_engine_that_refuses_stream_options_is_asked_without_and_remembered() {
+    let scripted = Scripted::new(|body| match body.get("stream_options") {
+        Some(_) => unknown_field("stream_options", body),
+        None => hello().finish("stop").done(),
+    });
+    let (events, record) = scripted.events(&json!({}));
+    assert_eq!(content(&events), "Hello there", "{events:#?}");
+    assert_eq!(
+        (&record["tokens_out"], &record["usage_estimated"]),
+        (&json!(2), &json!(true))
+    );
+    assert_eq!(scripted.engine.requests().len(), 2);
+    scripted.says("Hello there");
+    let requests = scripted.engine.requests();
+    assert_eq!(requests.len(), 4, "it was remembered: {requests:#?}");
+    assert!(
+        requests[2..]
+            .iter()
+            .all(|body| body.get("stream_options").is_none())
+    );
+    // Who asks for it himself is told what the engine says.
+    let asks = scripted.chat(&json!({"stream_options": {"include_usage": true}}));
+    let reply = scripted.queen().ask(CHAT, &asks);
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    assert!(
+        reply.text.contains("Extra inputs are not permitted"),
+        "{}",
+        reply.text
+    );
+}
+
+#[test]
+fn a_refusal_for_another_reason_teaches_nothing() {
+    let scripted = Scripted::new(|body| match body.get("nonsense") {
+        Some(_) => unknown_field("nonsense", body),
+        None => hello().finish("stop").usage(5, 2).done(),
+    });
+    let reply = scripted
+        .queen()
+        .ask(CHAT, &scripted.chat(&json!({"nonsense": 1})));
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    let (_, record) = scripted.events(&json!({}));
+    assert_eq!(record["usage_estimated"], false, "{record}");
+    let requests = scripted.engine.requests();
+    let last = requests.last().expect("a request");
+    assert_eq!(last["stream_options"]["include_usage"], true, "{last}");
+}

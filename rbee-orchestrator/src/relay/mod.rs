@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod chunk;
+pub(crate) mod habits;
 pub(crate) mod openai;
 pub(crate) mod pool;
 pub(crate) mod rbee;

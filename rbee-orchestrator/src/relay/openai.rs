@@ -152,11 +152,18 @@ impl RequestBody {
         })
     }
 
-    /// The body for a worker: `model` by the name it serves, and usage asked for on streams.
-    pub(crate) fn rewrite(&self, served_model: &str) -> Bytes {
+    /// Whether the queen alone asks for the usage of its stream.
+    pub(crate) fn lacks_options(&self) -> bool {
+        let is_null = |span: &Span| &self.bytes[span.clone()] == b"null";
+        self.stream && self.options_span.as_ref().is_none_or(is_null)
+    }
+
+    /// The body for a worker: `model` by the name it serves, and, if it is to be, usage asked for on
+    /// streams.
+    pub(crate) fn rewrite(&self, served_model: &str, with_usage: bool) -> Bytes {
         const USAGE: &str = r#"{"include_usage":true}"#;
         let name = serde_json::to_string(served_model).unwrap_or_default();
-        let options = self.stream.then(|| match &self.options_span {
+        let options = (self.stream && with_usage).then(|| match &self.options_span {
             Some(span) => (span.clone(), self.options_with_usage(span)),
             None => {
                 let brace = self.bytes.iter().position(|b| *b == b'{');
@@ -256,7 +263,7 @@ mod tests {
 
     fn rewritten(body: &str) -> String {
         let body = RequestBody::read(Bytes::copy_from_slice(body.as_bytes()), Input::Messages);
-        String::from_utf8(body.unwrap().rewrite("served").to_vec()).unwrap()
+        String::from_utf8(body.unwrap().rewrite("served", true).to_vec()).unwrap()
     }
 
     #[test]
@@ -279,6 +286,27 @@ mod tests {
             rewritten(r#"{"stream_options":null,"stream":true,"messages":[],"model":"m"}"#),
             r#"{"stream_options":{"include_usage":true},"stream":true,"messages":[],"model":"served"}"#
         );
+    }
+
+    #[test]
+    fn a_body_whose_usage_nobody_asks_for_changes_in_one_value() {
+        for (body, lacks_options) in [
+            (r#"{"model":"m","messages":[],"stream":true}"#, true),
+            (
+                r#"{"model":"m","messages":[],"stream":true,"stream_options":null}"#,
+                true,
+            ),
+            (
+                r#"{"model":"m","messages":[],"stream":true,"stream_options":{}}"#,
+                false,
+            ),
+            (r#"{"model":"m","messages":[]}"#, false),
+        ] {
+            let read = RequestBody::read(body.into(), Input::Messages).unwrap();
+            assert_eq!(read.lacks_options(), lacks_options, "{body}");
+            let served = body.replace(r#""m""#, r#""served""#);
+            assert_eq!(read.rewrite("served", false), served);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use foldhash::fast::FixedState;
 use http::StatusCode;
 use uuid::Uuid;
 
+use super::habits::Habits;
 use crate::brain::Blame;
 use crate::config::Config;
 use crate::domain::{JobId, WorkerId, WorkerSpec};
@@ -47,6 +48,7 @@ pub(crate) struct Pool {
     connector: Box<dyn Connector>,
     connect_timeout: Duration,
     max_idle: usize,
+    pub(crate) habits: Habits,
     /// Tells this process from others, so that it knows itself behind a worker's address.
     instance: String,
 }
@@ -74,6 +76,7 @@ impl Pool {
             connector,
             connect_timeout: config.timeouts.connect,
             max_idle: config.limits.max_idle_connections,
+            habits: Habits::default(),
             instance: Uuid::new_v4().simple().to_string(),
         }
     }

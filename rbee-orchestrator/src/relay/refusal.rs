@@ -6,6 +6,7 @@
 //! missing here costs little: the request is then tried on one more worker.
 
 use http::StatusCode;
+use memchr::memmem;
 use serde_json::Value;
 
 use crate::error::{Code, Error};
@@ -173,6 +174,12 @@ pub(crate) fn in_answer(answered: &Value) -> Option<Refusal> {
             .get("object")
             .is_some_and(|object| object == "error");
     is_error.then(|| read_event(inner(answered)))
+}
+
+/// Whether an engine's refusal is about `stream_options`, which some do not know.
+pub(crate) fn names_stream_options(body: &[u8]) -> bool {
+    let named = |name: &str| memmem::find(body, name.as_bytes()).is_some();
+    named("stream_options") || named("include_usage")
 }
 
 /// Reads an error that came as an event of a stream.

@@ -131,12 +131,15 @@ impl From<OneOrMany> for Vec<String> {
 }
 
 /// Path and body of a task for an OpenAI worker.
-pub(crate) fn openai_request(task: &TaskRequest, served_model: &str) -> (&'static str, Vec<u8>) {
-    let mut body = json!({
-        "model": served_model,
-        "stream": true,
-        "stream_options": {"include_usage": true},
-    });
+pub(crate) fn openai_request(
+    task: &TaskRequest,
+    served_model: &str,
+    with_usage: bool,
+) -> (&'static str, Vec<u8>) {
+    let mut body = json!({"model": served_model, "stream": true});
+    if with_usage {
+        body["stream_options"] = json!({"include_usage": true});
+    }
     let path = match &task.input {
         TaskInput::Prompt(prompt) => {
             body["prompt"] = prompt.as_str().into();

@@ -156,15 +156,48 @@ pub(super) async fn open(
 }
 
 async fn answer(pool: &Pool, worker: &Arc<WorkerSpec>, call: &Call) -> Result<Opened, Failure> {
-    let (paths, body) = outgoing(worker, call)?;
-    let mut answer = send(pool, worker, call, paths[0], &body).await?;
-    if answer.head.status == StatusCode::NOT_FOUND && paths.len() > 1 {
-        answer = send(pool, worker, call, paths[1], &body).await?;
+    let adds_usage = call.adds_usage(worker);
+    let mut with_usage = !(adds_usage && pool.habits.refuses_options(worker));
+    let mut refused_options = false;
+    loop {
+        let answer = ask(pool, worker, call, with_usage).await?;
+        if answer.head.status.is_success() {
+            if refused_options {
+                pool.habits.note_refused_options(worker);
+            }
+            return answered(pool, worker, call, answer).await;
+        }
+        let Answer { head, connection } = answer;
+        let body = collect_error(pool, worker, connection).await?;
+        refused_options = adds_usage && with_usage && refusal::names_stream_options(&body);
+        if !refused_options {
+            return refused(call, head, body);
+        }
+        // It may take no fields that it does not know: once more without what the queen has added.
+        with_usage = false;
     }
-    let status = answer.head.status;
-    if !status.is_success() {
-        return refused(pool, worker, call, answer).await;
+}
+
+async fn ask(
+    pool: &Pool,
+    worker: &Arc<WorkerSpec>,
+    call: &Call,
+    with_usage: bool,
+) -> Result<Answer, Failure> {
+    let (paths, body) = outgoing(worker, call, with_usage)?;
+    let answer = send(pool, worker, call, paths[0], &body).await?;
+    match answer.head.status {
+        StatusCode::NOT_FOUND if paths.len() > 1 => send(pool, worker, call, paths[1], &body).await,
+        _ => Ok(answer),
     }
+}
+
+async fn answered(
+    pool: &Pool,
+    worker: &WorkerSpec,
+    call: &Call,
+    answer: Answer,
+) -> Result<Opened, Failure> {
     let raw = matches!(call.payload, Payload::OpenAi { .. });
     if raw && !call.streams() && worker.protocol == WorkerProtocol::OpenAi {
         return whole(pool, worker, call, answer).await;
@@ -319,14 +352,7 @@ async fn whole_completion(
 
 /// The worker said no. Its 4xx is the client's to read, but for 429, which like 503 says that it has
 /// too much to do.
-async fn refused(
-    pool: &Pool,
-    worker: &WorkerSpec,
-    call: &Call,
-    answer: Answer,
-) -> Result<Opened, Failure> {
-    let Answer { head, connection } = answer;
-    let body = collect_error(pool, worker, connection).await?;
+fn refused(call: &Call, head: Head, body: Bytes) -> Result<Opened, Failure> {
     let retry_after = head.retry_after;
     let refusal = refusal::read(head.status, &body);
     let for_client = head.status.is_client_error() && refusal.fault == Fault::Caller;

@@ -61,12 +61,22 @@ impl Call {
             Payload::OpenAi { body, .. } => body.stream,
         }
     }
+
+    /// Whether usage is asked for on its way to a worker, and was not by its client.
+    pub(super) fn adds_usage(&self, worker: &WorkerSpec) -> bool {
+        worker.protocol == WorkerProtocol::OpenAi
+            && match &self.payload {
+                Payload::Task(_) => true,
+                Payload::OpenAi { body, .. } => body.lacks_options(),
+            }
+    }
 }
 
 /// Where the call goes and what it says; a second path is tried when the first is not there.
 pub(super) fn outgoing(
     worker: &WorkerSpec,
     call: &Call,
+    with_usage: bool,
 ) -> Result<(&'static [&'static str], Bytes)> {
     let served = worker
         .served_model
@@ -74,7 +84,7 @@ pub(super) fn outgoing(
         .unwrap_or(worker.model.as_str());
     match (worker.protocol, &call.payload) {
         (WorkerProtocol::OpenAi, Payload::Task(task)) => {
-            let (path, body) = openai_request(task, served);
+            let (path, body) = openai_request(task, served, with_usage);
             let paths: &[&str] = match path {
                 "/v1/completions" => &["/v1/completions"],
                 _ => &["/v1/chat/completions"],
@@ -87,7 +97,7 @@ pub(super) fn outgoing(
                 JobKind::Embedding => &["/v1/embeddings"],
                 JobKind::Completion | JobKind::Task => &["/v1/completions"],
             };
-            Ok((paths, body.rewrite(served)))
+            Ok((paths, body.rewrite(served, with_usage)))
         }
         (WorkerProtocol::Rbee, Payload::Task(task))
         | (
