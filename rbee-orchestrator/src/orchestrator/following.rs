@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
@@ -9,7 +10,7 @@ use futures_core::Stream;
 use super::Orchestrator;
 use crate::domain::{EventId, JobId, TaskEvent};
 use crate::error::{Code, Error, Result};
-use crate::router::{Read, Reader, replay};
+use crate::router::{Journal, Read, Reader, replay};
 
 /// The events of a task, each with the place behind it. Any number may follow one task; none
 /// delays it, and dropping one changes nothing for it.
@@ -41,6 +42,14 @@ impl std::fmt::Debug for Source {
 }
 
 impl TaskEvents {
+    /// Follows a task that goes on; may lag behind by so many bytes of text.
+    pub(super) fn live(journal: Arc<Journal>, after: Option<EventId>, max_lag: usize) -> Self {
+        TaskEvents {
+            source: Source::Live(Reader::new(journal, after, max_lag)),
+            complete: false,
+        }
+    }
+
     /// Whether all was told, to the terminal event; known when the stream has ended.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -94,7 +103,7 @@ impl Orchestrator {
         let source = match self.driver.journal(job) {
             Some(journal) => {
                 let max_lag = self.driver.config.replay.max_lag_bytes;
-                Source::Live(Reader::new(journal, after, max_lag))
+                return Ok(TaskEvents::live(journal, after, max_lag));
             }
             None => {
                 let record = self.task(job).await?;

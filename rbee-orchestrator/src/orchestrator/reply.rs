@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_core::Stream;
 use http::{HeaderValue, StatusCode};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::TaskEvents;
 use super::driver::Driver;
@@ -48,8 +49,8 @@ impl Drop for Held {
 
 /// A task's events, in the order of [`TaskEvent`], ending with exactly one terminal event.
 ///
-/// The work is done by whoever polls it. Dropping it cancels the task and closes the worker's
-/// connection at once.
+/// The work is done by whoever polls it, unless it is [spawned](TaskStream::spawn). Dropping it cancels
+/// the task and closes the worker's connection at once.
 #[must_use = "a task runs only while its stream is polled"]
 pub struct TaskStream {
     job: JobId,
@@ -60,8 +61,12 @@ pub struct TaskStream {
 enum Source {
     /// The task is this stream's.
     Own(Held),
-    /// The task was submitted before; this stream only follows it.
-    Earlier(TaskEvents),
+    /// Something else does the work, for as long as the guard is held if there is one: the library's own
+    /// task, or whoever submitted the same before.
+    Followed {
+        events: TaskEvents,
+        _guard: Option<DropGuard>,
+    },
 }
 
 impl std::fmt::Debug for TaskStream {
@@ -85,7 +90,10 @@ impl TaskStream {
     pub(super) fn following(job: JobId, events: TaskEvents) -> Self {
         TaskStream {
             job,
-            source: Source::Earlier(events),
+            source: Source::Followed {
+                events,
+                _guard: None,
+            },
             ended: false,
         }
     }
@@ -107,14 +115,14 @@ impl TaskStream {
         match &self.source {
             Source::Own(held) => held.flow.poll_settled(cx),
             // It is told of the end only when that has been recorded.
-            Source::Earlier(_) => Poll::Ready(()),
+            Source::Followed { .. } => Poll::Ready(()),
         }
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<TaskEvent>> {
         let held = match &mut self.source {
             Source::Own(held) => held,
-            Source::Earlier(events) => {
+            Source::Followed { events, .. } => {
                 let next = std::task::ready!(Pin::new(&mut *events).poll_next(cx));
                 let cut_off = || TaskEvent::Error {
                     job: self.job,
@@ -143,6 +151,53 @@ impl TaskStream {
                 Step::End => None,
             });
         }
+    }
+
+    /// The same stream, whose work goes on whether or not it is polled: what is not read of it is kept
+    /// with the task. Dropping it cancels the task all the same.
+    pub fn spawn(mut self) -> Self {
+        let Source::Own(held) = &self.source else {
+            return self;
+        };
+        let (job, driver) = (self.job, held.driver.clone());
+        let events = TaskEvents::live(held.flow.journal(), None, usize::MAX);
+        let dropped = CancellationToken::new();
+        let guard = dropped.clone().drop_guard();
+        driver.spawn(async move {
+            tokio::select! {
+                () = dropped.cancelled() => {}
+                _ = self.finished() => {}
+            }
+        });
+        TaskStream {
+            job,
+            source: Source::Followed {
+                events,
+                _guard: Some(guard),
+            },
+            ended: false,
+        }
+    }
+
+    /// Reads on to the end and waits until it has been recorded; the text that has come since. Dropped
+    /// midway it cancels the task.
+    ///
+    /// # Errors
+    /// Why the task did not complete.
+    pub async fn collect(mut self) -> Result<String> {
+        let mut text = String::new();
+        let mut failed = None;
+        while let Some(event) = self.next().await {
+            match event {
+                TaskEvent::Token { text: more, .. } => text.push_str(&more),
+                // What an attempt has said that is tried again is void.
+                TaskEvent::Started { .. } => text.clear(),
+                TaskEvent::Error { error, .. } => failed = Some(error),
+                _ => {}
+            }
+        }
+        self.settled().await;
+        failed.map_or(Ok(text), Err)
     }
 
     /// Reads on to the end and waits until it has been recorded, for a caller who wants the result
