@@ -46,7 +46,7 @@ def a_queen(port, folder, log):
     name, value = MARK.split("=")
     env |= {name: value, "RBEE_HIVE_STATE": str(folder / "hive")}
     target = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
-    command = [target / "release" / "queen-rbee", "--port", str(port), "--bind", "127.0.0.1"]
+    command = [target / "quick" / "queen-rbee", "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--database", folder / "queen.db"]
     # A session of her own: Ctrl-C reaches this program alone, which then stops her in order.
     queen = subprocess.Popen(
