@@ -635,3 +635,70 @@ fn a_refusal_for_another_reason_teaches_nothing() {
     let last = requests.last().expect("a request");
     assert_eq!(last["stream_options"]["include_usage"], true, "{last}");
 }
+
+#[test]
+fn a_stream_that_flows_is_ended_by_silence_or_by_what_its_client_set() {
+    let home = Home::new();
+    let launch = home.queen().config("timeouts.total = \"1s\"");
+    let queen = launch.config("timeouts.total_max = \"6s\"").start();
+    let step = Duration::from_millis(100);
+    let of = |steps: usize| (0..steps).fold(Answer::stream(), |all, _| all.text("a").pause(step));
+    let late = Answer::stream()
+        .pause(Duration::from_secs(3))
+        .text("late")
+        .finish("stop")
+        .done();
+    let mut engines = Vec::new();
+    for (model, answer) in [
+        ("file:flows", of(25).finish("stop").done()),
+        ("file:endless", of(200)),
+        ("file:late", late),
+    ] {
+        let engine = EventEngine::start(move |_| answer.clone()).expect("a port");
+        queen.register_url(&engine.url(), model, &json!({}));
+        engines.push(engine);
+    }
+    let ask = |model: &str| {
+        json!({"model": model, "stream": true,
+                                   "messages": [{"role": "user", "content": "x"}]})
+    };
+    let whole = "a".repeat(25);
+    let events = queen
+        .stream(CHAT, &ask("file:flows"))
+        .expect("an answer")
+        .rest();
+    assert_eq!(content(&events), whole);
+    let events = queen
+        .stream("/v2/tasks", &ask("file:flows"))
+        .expect("an answer")
+        .rest();
+    assert_eq!(assert_task_completed(&events), whole);
+    let id = queen.submit(&ask("file:flows"));
+    assert_eq!(queen.assert_task_ends(&id, "complete")["attempts"], 1);
+    // What its client set holds, as a time or as a deadline.
+    let mut hurried = ask("file:flows");
+    hurried["timeout_ms"] = json!(1500);
+    let events = queen
+        .stream("/v2/tasks", &hurried)
+        .expect("an answer")
+        .rest();
+    assert_task_failed(&events, "TIMEOUT", &["1500 ms"]);
+    let with_time = queen.header("x-request-timeout-ms", "1500");
+    let events = with_time
+        .stream(CHAT, &ask("file:flows"))
+        .expect("an answer")
+        .rest();
+    assert_eq!(events.last().expect("an error")["error"]["code"], "TIMEOUT");
+    // None flows for ever, and what does not flow has its time.
+    let events = queen
+        .stream("/v2/tasks", &ask("file:endless"))
+        .expect("an answer")
+        .rest();
+    assert_task_failed(&events, "TIMEOUT", &["6 s", "timeouts.total_max"]);
+    let events = queen
+        .stream("/v2/tasks", &ask("file:late"))
+        .expect("an answer")
+        .rest();
+    assert_task_failed(&events, "TIMEOUT", &["1 s"]);
+    queen.assert_no_slot_leaked();
+}

@@ -55,6 +55,14 @@ pub enum Action {
         /// When.
         at: UnixMillis,
     },
+    /// An attempt's time is over, unless its answer flows: [`Event::NotFlowing`](super::Event::NotFlowing)
+    /// is to tell if it does not.
+    EndUnlessFlowing {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        attempt: Attempt,
+    },
     /// Cut a running attempt of a job that outlives its connection off, as another waits for its slot.
     /// The lease comes back with [`Blame::GivenBack`](super::Blame::GivenBack), unless the attempt has
     /// ended just now.

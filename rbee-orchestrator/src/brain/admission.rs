@@ -215,15 +215,16 @@ impl Brain {
     /// Takes the job in, with its deadlines.
     fn enter(&mut self, now: Now, request: Box<JobRequest>, key: GroupKey, held: bool) {
         let id = request.id;
-        let total = match request.asynchronous {
+        let deadline = request
+            .deadline
+            .map_or(NEVER, |deadline| now.mono + deadline.since(now.wall));
+        let from_now = |time: Duration| match request.asynchronous {
             // Its time counts from each dispatch.
-            true => NEVER,
-            false => now.mono + request.total_timeout,
+            true => deadline,
+            false => deadline.min(now.mono + time),
         };
-        let end_by = match request.deadline {
-            Some(deadline) => total.min(now.mono + deadline.since(now.wall)),
-            None => total,
-        };
+        let end_by = from_now(request.total_timeout);
+        let flow_by = from_now(request.flowing_timeout);
         if request.priority == Priority::Interactive {
             self.note_interactive(now, &key.model);
         }
@@ -244,6 +245,7 @@ impl Brain {
             phase: Phase::Waiting,
             cut_short: None,
             end_by,
+            flow_by,
             patience: request.queue_timeout,
             waits_since: now.mono,
             promote_at: now.mono + promote_after,
@@ -254,6 +256,7 @@ impl Brain {
             limited: !self.tenants.is_empty(),
             dispatched_at: Mono::default(),
             run_until: NEVER,
+            flows: false,
             slot_time: Duration::ZERO,
             inference_time: Duration::ZERO,
             told: None,

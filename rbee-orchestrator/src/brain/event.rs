@@ -27,8 +27,10 @@ pub struct JobRequest {
     pub tenant: TenantId,
     /// The conversation it belongs to.
     pub session: Option<SessionId>,
-    /// How long it may take in all.
+    /// How long it may take in all, unless its answer flows by then.
     pub total_timeout: Duration,
+    /// How long it may take in all where its answer flows: longer only if its client did not say.
+    pub flowing_timeout: Duration,
     /// How long it may wait for a worker.
     pub queue_timeout: Duration,
     /// When it must have ended, whatever the time-outs say.
@@ -179,6 +181,13 @@ pub enum Event {
         job: JobId,
         /// What its client is told.
         error: Error,
+    },
+    /// An attempt whose time is over, unless its answer flows, does not flow.
+    NotFlowing {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        attempt: Attempt,
     },
     /// A lease came back.
     AttemptEnded {

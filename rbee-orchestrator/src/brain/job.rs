@@ -84,6 +84,8 @@ pub(super) struct Job {
     pub(super) cut_short: Option<Outcome>,
     /// When it must have ended, wherever it is.
     pub(super) end_by: Mono,
+    /// The same where its answer flows.
+    pub(super) flow_by: Mono,
     /// How long it may wait for a worker, less what it has waited before.
     pub(super) patience: Duration,
     pub(super) waits_since: Mono,
@@ -102,6 +104,8 @@ pub(super) struct Job {
     pub(super) dispatched_at: Mono,
     /// When its running attempt must have ended.
     pub(super) run_until: Mono,
+    /// Whether its running attempt has had its time, and goes on since its answer flows.
+    pub(super) flows: bool,
     /// Of all attempts that ended.
     pub(super) slot_time: Duration,
     pub(super) inference_time: Duration,

@@ -68,6 +68,7 @@ impl Brain {
             true => job.end_by.min(now.mono + job.request.total_timeout),
             false => job.end_by,
         };
+        job.flows = false;
         let due = (job.run_until, Due::Total(id));
         job.expect(&mut self.due, due);
     }
@@ -322,7 +323,52 @@ impl Brain {
         self.end_in_vain(now, id, error, out);
     }
 
+    /// Lets an attempt whose time is over go on while its answer flows, if its client set it no time.
+    /// Whether it flows is not known here: it ends as soon as it is told that it does not.
+    fn may_flow_on(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) -> bool {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return false;
+        };
+        let until = match job.request.asynchronous {
+            true => job
+                .flow_by
+                .min(job.dispatched_at + job.request.flowing_timeout),
+            false => job.flow_by,
+        };
+        if job.phase != Phase::Running || job.flows || until <= now.mono {
+            return false;
+        }
+        job.flows = true;
+        job.run_until = until;
+        job.end_by = job.end_by.max(job.flow_by);
+        job.expect(&mut self.due, (until, Due::Total(id)));
+        out.push(Action::EndUnlessFlowing {
+            job: id,
+            attempt: job.attempt,
+        });
+        true
+    }
+
+    /// An attempt that was let go on does not flow.
+    pub(super) fn not_flowing(
+        &mut self,
+        now: Now,
+        id: JobId,
+        attempt: Attempt,
+        out: &mut Vec<Action>,
+    ) {
+        let job = self.jobs.get_mut(&id);
+        if let Some(job) = job.filter(|job| job.is_current(attempt) && job.flows) {
+            job.flows = false;
+            let error = out_of_time(now, job);
+            self.end(now, id, Outcome::Failed(error), out);
+        }
+    }
+
     pub(super) fn total_timed_out(&mut self, now: Now, id: JobId, out: &mut Vec<Action>) {
+        if self.may_flow_on(now, id, out) {
+            return;
+        }
         let Some(job) = self.jobs.get(&id) else {
             return;
         };
@@ -348,6 +394,11 @@ pub(super) fn out_of_time(now: Now, job: &Job) -> Error {
         Some(deadline) if deadline <= now.wall => {
             format!("the request did not end before its deadline, {deadline}")
         }
+        _ if job.flows => format!(
+            "the answer did not end within {}, which is all that an answer may take that flows \
+             (timeouts.total_max)",
+            humantime(job.request.flowing_timeout)
+        ),
         _ => format!(
             "the request did not end within its time of {}; allow more with timeout_ms",
             humantime(job.request.total_timeout)

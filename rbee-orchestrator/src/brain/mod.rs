@@ -201,6 +201,7 @@ impl Brain {
             Event::Withdraw(job) => self.withdraw(now, job),
             Event::Recover(request) => self.recover(now, request, out),
             Event::Cancel { job, error } => self.cancel(now, job, error, out),
+            Event::NotFlowing { job, attempt } => self.not_flowing(now, job, attempt, out),
             Event::AttemptEnded {
                 job,
                 attempt,

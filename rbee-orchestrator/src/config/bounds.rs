@@ -10,10 +10,10 @@ const GIB: u64 = 1 << 30;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
-    /// A request in all, unless it says otherwise.
+    /// A request in all, unless it says otherwise, or its answer flows by then.
     #[serde(with = "humantime_serde")]
     pub total: Duration,
-    /// The most that a request may ask for.
+    /// The most that a request may ask for, and that an answer may take that flows.
     #[serde(with = "humantime_serde")]
     pub total_max: Duration,
     /// From the dispatch to the first token; `None` leaves it to the total.

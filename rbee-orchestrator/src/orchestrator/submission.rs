@@ -55,6 +55,11 @@ impl Orchestrator {
         driver.reach.check_model(&model)?;
         let timeouts = &driver.config.timeouts;
         let total_timeout = bounded(options.total_timeout, timeouts.total, timeouts.total_max)?;
+        let flowing_timeout = match options.total_timeout {
+            // What flows is ended by silence.
+            None if payload.streams() => timeouts.total_max.max(total_timeout),
+            _ => total_timeout,
+        };
         if let Some(key) = &options.idempotency_key {
             check_key(key)?;
         }
@@ -113,6 +118,7 @@ impl Orchestrator {
             tenant: options.tenant,
             session: options.session,
             total_timeout,
+            flowing_timeout,
             queue_timeout: options.queue_timeout.unwrap_or(default_queue_timeout),
             deadline: options.deadline,
             asynchronous,

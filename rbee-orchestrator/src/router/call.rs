@@ -53,13 +53,20 @@ pub(crate) struct Call {
     pub(crate) max_event_bytes: usize,
 }
 
-impl Call {
-    /// Whether the client gets its answer in pieces.
+impl Payload {
+    /// Whether the worker is to answer in pieces.
     pub(crate) fn streams(&self) -> bool {
-        match &self.payload {
+        match self {
             Payload::Task(_) => true,
             Payload::OpenAi { body, .. } => body.stream,
         }
+    }
+}
+
+impl Call {
+    /// Whether the worker is to answer in pieces.
+    pub(crate) fn streams(&self) -> bool {
+        self.payload.streams()
     }
 
     /// Whether usage is asked for on its way to a worker, and was not by its client.

@@ -258,6 +258,14 @@ impl Flow {
         matches!(self.lock().stage, Stage::Over)
     }
 
+    /// Whether its answer has begun.
+    pub(crate) fn flows(&self) -> bool {
+        match &self.lock().stage {
+            Stage::Streaming(stream) => stream.has_begun(),
+            _ => false,
+        }
+    }
+
     /// A client is about to poll: it may be given up when it does not.
     pub(crate) fn hand_out(&self) {
         let mut state = self.lock();

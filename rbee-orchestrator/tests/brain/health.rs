@@ -329,7 +329,9 @@ fn a_load_gets_the_time_back_in_which_the_queen_stood_still() {
 fn a_job_whose_time_passed_while_the_queen_stood_still_ends_with_timeout() {
     let (mut world, _) = World::with_smol(2);
     world.wake_up();
-    let short = world.submit_with(SMOL, |r| r.total_timeout = secs(30));
+    let short = world.submit_with(SMOL, |r| {
+        (r.total_timeout, r.flowing_timeout) = (secs(30), secs(30));
+    });
     let long = world.submit(SMOL);
     world.stand_still(secs(60));
     world.pass(secs(1));

@@ -12,6 +12,7 @@ mod dice;
 mod eviction;
 mod fairness;
 mod fleet;
+mod flowing;
 mod health;
 mod loading;
 mod minutes;

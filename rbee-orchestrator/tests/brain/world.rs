@@ -305,6 +305,7 @@ impl World {
             tenant: TenantId::default(),
             session: None,
             total_timeout: secs(300),
+            flowing_timeout: secs(300),
             queue_timeout: secs(60),
             deadline: None,
             asynchronous: false,

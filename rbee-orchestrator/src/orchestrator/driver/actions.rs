@@ -83,6 +83,12 @@ impl Driver {
                     flow.give_back(attempt);
                 }
             }
+            Action::EndUnlessFlowing { job, attempt } => {
+                let flow = core.flows.get(&job);
+                if !flow.is_some_and(|flow| flow.flows()) {
+                    self.inbox.send(Event::NotFlowing { job, attempt });
+                }
+            }
             Action::Abort { job, outcome } => {
                 if let Some(flow) = core.flows.get(&job) {
                     flow.abort(&outcome);

@@ -13,6 +13,7 @@ impl Run {
     /// Holds what the brain wanted against what it may want. `in_order` says that the registry
     /// is as it was when the brain decided.
     pub(super) fn check(&mut self, in_order: bool) {
+        let mut overdue = Vec::new();
         for action in std::mem::take(&mut self.world.actions) {
             self.actions.push(format!("{action:?}"));
             match action {
@@ -57,7 +58,19 @@ impl Run {
                     let asynchronous = |job| self.submitted.get(job).map(|job| job.asynchronous);
                     assert_eq!(asynchronous(&job), Some(true), "{job} is waited for");
                 }
+                Action::EndUnlessFlowing { job, attempt } => {
+                    self.reach("flows on");
+                    let runs = |lease: &Lease| lease.0 == job && lease.1 == attempt;
+                    assert!(self.leases.iter().any(runs), "{job} does not run");
+                    overdue.push((job, attempt));
+                }
                 _ => {}
+            }
+        }
+        for (job, attempt) in overdue {
+            if self.dice.one_in(2) {
+                self.tell(Event::NotFlowing { job, attempt });
+                self.check(in_order);
             }
         }
         let open = self.open().count();

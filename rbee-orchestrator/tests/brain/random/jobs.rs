@@ -45,6 +45,7 @@ impl Run {
         request.bytes = dice.below(600) as u64;
         request.queue_timeout = secs(dice.below(60) as u64);
         request.total_timeout = secs(dice.below(120) as u64);
+        request.flowing_timeout = request.total_timeout + secs(dice.below(60) as u64);
         request.deadline = dice.one_in(8).then(|| wall + secs(dice.below(60) as u64));
         if dice.one_in(3) {
             request.asynchronous = true;
