@@ -113,9 +113,10 @@ async fn reload(settings: &Settings, orchestrator: &Orchestrator, access: &Acces
     match orchestrator.reload(&config).await {
         Ok(()) => {
             access.set_hosts(config.allowed_hosts);
+            access.set_origins(config.allowed_origins);
             tracing::info!(
-                "SIGHUP: aliases, tenants and allowed_hosts are read again; the rest of the \
-                 configuration takes a restart"
+                "SIGHUP: aliases, tenants, allowed_hosts and allowed_origins are read again; the \
+                 rest of the configuration takes a restart"
             );
         }
         Err(error) => tracing::error!("SIGHUP: nothing is changed: {error}"),

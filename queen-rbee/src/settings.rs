@@ -83,6 +83,7 @@ impl Settings {
     pub(crate) fn access(&self) -> Access {
         let token = self.token.as_ref();
         let access = token.map_or_else(Access::loopback, Access::token);
-        access.hosts(self.config.allowed_hosts.clone())
+        let access = access.hosts(self.config.allowed_hosts.clone());
+        access.origins(self.config.allowed_origins.clone())
     }
 }

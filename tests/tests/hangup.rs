@@ -27,8 +27,12 @@ fn hang_up(queen: &Queen) {
 }
 
 fn is_let_in_as(queen: &Queen, host: &str) -> bool {
+    is_let_in_with(queen, &format!("host: {host}\r\n"))
+}
+
+fn is_let_in_with(queen: &Queen, headers: &str) -> bool {
     let mut stream = raw::connect(queen).expect("the queen listens");
-    let request = format!("GET /v2/workers/list HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let request = format!("GET /v2/workers/list HTTP/1.1\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).expect("it is read");
     raw::answer(&mut stream).expect("an answer").0 == 200
 }
@@ -54,16 +58,18 @@ fn without_a_terminal_it_reads_the_configuration_again() {
     };
     assert_eq!(ask("old", "anybody").status, 200);
     assert!(is_let_in_as(&queen, "old.lan") && !is_let_in_as(&queen, "new.lan"));
+    let app = "host: localhost\r\norigin: app://obsidian.md\r\n";
+    assert!(!is_let_in_with(&queen, app));
 
     write(
-        "allowed_hosts = [\"new.lan\"]\n[aliases]\nnew = \"file:m\"\n\
+        "allowed_hosts = [\"new.lan\"]\nallowed_origins = [\"app://\"]\n[aliases]\nnew = \"file:m\"\n\
          [tenants.acme]\nmodels = [\"new\"]\n",
     );
     hang_up(&queen);
     eventually("it is read again", Duration::from_secs(30), || {
         is_let_in_as(&queen, "new.lan")
     });
-    assert!(!is_let_in_as(&queen, "old.lan"));
+    assert!(!is_let_in_as(&queen, "old.lan") && is_let_in_with(&queen, app));
     assert_eq!(ask("new", "acme").status, 200);
     assert_error(&ask("new", "anybody"), 403, "FORBIDDEN", &[]);
     let listed = queen.look("/v2/tenants/list").text;

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::domain::{ModelRef, Reach, TenantId, TenantLimits, WorkerId, host_and_port};
+use crate::domain::{
+    AllowedOrigin, ModelRef, Reach, TenantId, TenantLimits, WorkerId, host_and_port,
+};
 use crate::error::{Error, Result};
 
 pub use bounds::{Limits, Timeouts};
@@ -60,6 +62,8 @@ pub struct Config {
     pub workers: Vec<StaticWorker>,
     /// Names beside `localhost` by which this machine may be called without a token.
     pub allowed_hosts: Vec<String>,
+    /// Origins whose pages may call, beside those of this machine.
+    pub allowed_origins: Vec<AllowedOrigin>,
     /// Link-local and metadata addresses at which hives, workers and models may be all the same.
     pub allowed_addresses: Vec<IpAddr>,
     /// File with the token between queen and hives, mode 0600 or stricter; one is made beside the

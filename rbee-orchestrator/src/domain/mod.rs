@@ -6,6 +6,7 @@ mod hive;
 mod id;
 mod job;
 mod model;
+mod origin;
 mod reserved;
 mod task;
 mod tenant;
@@ -24,6 +25,7 @@ pub use job::{
     LISTED_ERROR_CHARS, Outcome, PlacedOn, Priority, RequestHash, Times, Usage,
 };
 pub use model::ModelRef;
+pub use origin::AllowedOrigin;
 pub use reserved::Reach;
 pub(crate) use reserved::refusal;
 pub use task::{RequestOptions, Sampling, TaskInput, TaskRequest};

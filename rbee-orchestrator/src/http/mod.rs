@@ -18,6 +18,7 @@
 mod access;
 mod answer;
 mod body;
+mod cors;
 mod events;
 mod fleet;
 mod following;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body as HttpBody;
 use uuid::Uuid;
@@ -48,6 +50,7 @@ use crate::domain::HiveId;
 use crate::error::{Code, Error, Result};
 
 pub use access::Access;
+use access::Caller;
 pub use body::Body;
 use routes::{Found, Route, Routes};
 use serve::Asking;
@@ -78,6 +81,14 @@ struct Context<'a> {
     speaks_for: Vec<HiveId>,
     /// Whether OpenAI's clients read the answer.
     is_openai: bool,
+}
+
+/// What an admitted request is.
+enum Admitted {
+    /// An endpoint's, with the hives whose token the caller showed.
+    Call(Route, Vec<HiveId>),
+    /// A browser's question whether its page may call.
+    Preflight,
 }
 
 impl HttpApi {
@@ -128,12 +139,15 @@ impl HttpApi {
         let query = head.uri.query().map(str::to_owned);
         let (id, found) = self.inner.routes.find(asked, &path);
         let is_openai = path.starts_with("/v1/") && !path.starts_with("/v1/workers/");
-        let admitted = self.admit(&head, &found);
+        let caller = self.inner.access.look(&head);
+        let page = caller.page().cloned();
+        let admitted = self.admit(&head, &caller, &found);
         // Copied above: the URI is a part of the server's read buffer, which waits for it.
         drop(std::mem::take(&mut head.uri));
         let mut response = match admitted {
             Err(error) => answer::error(&error, is_openai, &correlation_id),
-            Ok((route, speaks_for)) => {
+            Ok(Admitted::Preflight) => cors::preflight(&head.headers),
+            Ok(Admitted::Call(route, speaks_for)) => {
                 if let Some(asking) = asking.filter(|_| route != Route::Health) {
                     asking.is_let_in();
                 }
@@ -152,6 +166,9 @@ impl HttpApi {
         if let Ok(value) = HeaderValue::try_from(&correlation_id) {
             response.headers_mut().insert(&CORRELATION_ID, value);
         }
+        if let Some(page) = page {
+            cors::let_read(&mut response, page);
+        }
         tracing::debug!(
             %correlation_id, method = %head.method, path, status = response.status().as_u16(),
             elapsed_us = started.elapsed().as_micros(), "answered"
@@ -160,15 +177,18 @@ impl HttpApi {
     }
 
     /// Which route it is, if the caller may use it.
-    fn admit(&self, head: &http::request::Parts, found: &Found) -> Result<(Route, Vec<HiveId>)> {
+    fn admit(&self, head: &Parts, caller: &Caller<'_>, found: &Found) -> Result<Admitted> {
         let access = &self.inner.access;
         let orchestrator = &self.inner.orchestrator;
         if let Found::Route(Route::Health) = found {
-            return Ok((Route::Health, Vec::new()));
+            return Ok(Admitted::Call(Route::Health, Vec::new()));
         }
-        let speaks_for = access.check(head, found.is_callback(), orchestrator)?;
+        if cors::is_preflight(head) {
+            return caller.refuse_foreign().map(|()| Admitted::Preflight);
+        }
+        let speaks_for = access.check(caller, found.is_callback(), orchestrator)?;
         match found {
-            Found::Route(route) => Ok((*route, speaks_for)),
+            Found::Route(route) => Ok(Admitted::Call(*route, speaks_for)),
             Found::OtherMethods(allowed) => Err(Error::new(
                 Code::MethodNotAllowed,
                 format!(

@@ -1,0 +1,143 @@
+//! Habits of clients: browsers' pages, other clients' headers, and what OpenAI's make of errors.
+
+use rbee_tests::harness::{Client, Home, Queen, Reply, StubEngine};
+use serde_json::json;
+
+const TOKEN: &str = "a-token-of-the-tests";
+const BEARER: &str = "Bearer a-token-of-the-tests";
+const CHAT: &str = "/v1/chat/completions";
+
+/// A queen with a token or without, whose only engine serves `file:m`, and pages of
+/// `https://chat.example` and of an app.
+fn queens(home: &Home) -> ([Queen; 2], StubEngine) {
+    let stub = home.stub(&[]);
+    let queens = [None, Some(TOKEN)].map(|token| {
+        let launch = home
+            .queen()
+            .database(&home.path().join(format!("{}.db", token.unwrap_or("open"))))
+            .config("allowed_origins = [\"https://chat.example\", \"vscode-webview://\"]")
+            .worker(&stub, "file:m", 2);
+        match token {
+            Some(token) => launch.env("QUEEN_TOKEN", token).start(),
+            None => launch.start(),
+        }
+    });
+    (queens, stub)
+}
+
+/// Who asks, on behalf of a page.
+fn page(queen: &Queen, origin: &str) -> Client {
+    let client = queen.header("origin", origin);
+    client.header("sec-fetch-site", "cross-site")
+}
+
+fn preflight(queen: &Queen, origin: &str, path: &str) -> Reply {
+    let client = page(queen, origin)
+        .header("access-control-request-method", "POST")
+        .header(
+            "access-control-request-headers",
+            "authorization,x-stainless-os",
+        );
+    client.send("OPTIONS", path, b"").expect("an answer")
+}
+
+const OURS: [&str; 3] = [
+    "http://localhost:3000",
+    "https://chat.example",
+    "vscode-webview://0a1b",
+];
+
+#[test]
+fn a_page_that_is_let_in_may_ask_and_read_the_answer() {
+    let home = Home::new();
+    let (queens, _engine) = queens(&home);
+    for queen in queens {
+        for origin in OURS {
+            for path in [CHAT, "/v2/tasks", "/v2/no-such-path"] {
+                let reply = preflight(&queen, origin, path);
+                assert_eq!(reply.status, 204, "{path} {}", reply.text);
+                assert_eq!(reply.header("access-control-allow-origin"), origin);
+                assert!(
+                    reply
+                        .header("access-control-allow-methods")
+                        .contains("DELETE")
+                );
+                let headers = reply.header("access-control-allow-headers");
+                assert_eq!(headers, "authorization,x-stainless-os");
+            }
+            let client = page(&queen, origin).header("authorization", BEARER);
+            let chat = |model: &str| {
+                let message = json!([{"role": "user", "content": "x"}]);
+                let body = json!({"model": model, "messages": message, "max_tokens": 2});
+                client.post(CHAT, &body).expect("an answer")
+            };
+            for (reply, status) in [(chat("file:m"), 200), (chat("no-such-model"), 404)] {
+                assert_eq!(reply.status, status, "{}", reply.text);
+                assert_eq!(reply.header("access-control-allow-origin"), origin);
+                assert_eq!(reply.header("vary"), "origin");
+                let read = reply.header("access-control-expose-headers");
+                for name in [
+                    "x-job-id",
+                    "x-correlation-id",
+                    "retry-after",
+                    "x-should-retry",
+                ] {
+                    assert!(read.contains(name), "no {name} in {read:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_page_of_others_may_neither_ask_nor_read() {
+    let home = Home::new();
+    let ([open, closed], _engine) = queens(&home);
+    for origin in [
+        "https://evil.example",
+        "http://chat.example",
+        "null",
+        "app://x",
+    ] {
+        for queen in [&open, &closed] {
+            let reply = preflight(queen, origin, CHAT);
+            assert_eq!(reply.status, 403, "{origin} {}", reply.text);
+            assert!(reply.text.contains("allowed_origins"), "{}", reply.text);
+            assert_eq!(reply.header("access-control-allow-origin"), "", "{origin}");
+        }
+        let reply = page(&open, origin).get("/v1/models").expect("an answer");
+        assert_eq!(reply.status, 403, "{origin} {}", reply.text);
+        // Who has the token is no page of a stranger, but a browser shows it nothing.
+        let known = page(&closed, origin).header("authorization", BEARER);
+        let reply = known.get("/v1/models").expect("an answer");
+        assert_eq!(reply.status, 200, "{origin} {}", reply.text);
+        assert_eq!(reply.header("access-control-allow-origin"), "", "{origin}");
+    }
+    // A page that is let in still needs the token, and may read that it does.
+    let reply = page(&closed, OURS[1]).get("/v1/models").expect("an answer");
+    assert_eq!(reply.status, 401);
+    assert_eq!(reply.header("access-control-allow-origin"), OURS[1]);
+    // Nothing but a preflight does without it.
+    let plain = page(&closed, OURS[1]).send("OPTIONS", CHAT, b"");
+    assert_eq!(plain.expect("an answer").status, 401);
+    // No page may ask by a name that is not ours, which it may have rebound.
+    let rebound = page(&open, OURS[0])
+        .header("host", "evil.example")
+        .header("access-control-request-method", "POST")
+        .send("OPTIONS", CHAT, b"")
+        .expect("an answer");
+    assert_eq!(rebound.status, 403);
+    assert_eq!(rebound.header("access-control-allow-origin"), "");
+}
+
+#[test]
+fn an_origin_that_would_let_everybody_in_is_refused_at_the_start() {
+    let home = Home::new();
+    for (origins, named) in [("*", "every web page"), ("https://a.example/x", "path")] {
+        let line = format!("allowed_origins = [\"{origins}\"]");
+        let (_, said) = home.queen().config(&line).start_in_vain();
+        for part in ["allowed_origins", named] {
+            assert!(said.contains(part), "no {part:?} in {said}");
+        }
+    }
+}
