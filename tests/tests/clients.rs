@@ -1,7 +1,7 @@
-//! Habits of clients: browsers' pages, other clients' headers, and what OpenAI's make of errors.
+//! Habits of clients: browsers' pages, and other clients' headers.
 
-use rbee_tests::harness::{Client, Home, Queen, Reply, StubEngine};
-use serde_json::json;
+use rbee_tests::harness::{Client, Home, Queen, Reply, StubEngine, assert_error};
+use serde_json::{Value, json};
 
 const TOKEN: &str = "a-token-of-the-tests";
 const BEARER: &str = "Bearer a-token-of-the-tests";
@@ -140,4 +140,55 @@ fn an_origin_that_would_let_everybody_in_is_refused_at_the_start() {
             assert!(said.contains(part), "no {part:?} in {said}");
         }
     }
+}
+
+fn chat(model: &str, more: &Value) -> Value {
+    let message = json!([{"role": "user", "content": "x"}]);
+    let mut body = json!({"model": model, "messages": message, "max_tokens": 2});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn anthropics_and_azures_header_shows_the_token_which_no_worker_sees() {
+    let home = Home::new();
+    let ([_, queen], engine) = queens(&home);
+    for (name, value) in [
+        ("authorization", BEARER),
+        ("x-api-key", TOKEN),
+        ("api-key", TOKEN),
+    ] {
+        let client = queen.header(name, value).header("x-request-id", "mine-1");
+        let reply = client.post(CHAT, &chat("file:m", &json!({})));
+        let reply = reply.expect("an answer");
+        assert_eq!(reply.status, 200, "{name} {}", reply.text);
+        for told in ["x-request-id", "x-correlation-id"] {
+            assert_eq!(reply.header(told), "mine-1");
+        }
+        let seen = engine.last_request().expect("the stub answers");
+        assert_eq!(seen["headers"]["x-correlation-id"], "mine-1", "{seen}");
+        assert!(!seen.to_string().contains(TOKEN), "{seen}");
+        let wrong = queen
+            .header(name, &value.replace(TOKEN, "wrong"))
+            .get("/v1/models");
+        let wrong = wrong.expect("an answer");
+        assert_error(&wrong, 401, "UNAUTHORIZED", &["not the right one"]);
+    }
+    // A proxy's own credentials beside it do no harm.
+    let both = queen.header("authorization", "Bearer of-a-proxy");
+    let reply = both.header("x-api-key", TOKEN).get("/v1/models");
+    assert_eq!(reply.expect("an answer").status, 200);
+    let reply = queen.look("/v1/models");
+    assert_error(
+        &reply,
+        401,
+        "UNAUTHORIZED",
+        &["Bearer", "x-api-key", "api-key"],
+    );
+    assert_eq!(
+        reply.header("x-request-id"),
+        reply.header("x-correlation-id")
+    );
 }

@@ -14,7 +14,7 @@ use super::body::Body;
 /// Headers of answers that clients read, beside those that every page may.
 const READ: HeaderValue = HeaderValue::from_static(
     "allow, location, preference-applied, retry-after, www-authenticate, x-correlation-id, x-job-id, \
-     x-should-retry",
+     x-request-id, x-should-retry",
 );
 
 /// The methods of all paths: what a path lacks, its 405 tells.

@@ -164,7 +164,10 @@ impl HttpApi {
             }
         };
         if let Ok(value) = HeaderValue::try_from(&correlation_id) {
-            response.headers_mut().insert(&CORRELATION_ID, value);
+            let headers = response.headers_mut();
+            // OpenAI's clients tell their users this one.
+            headers.insert(&REQUEST_ID, value.clone());
+            headers.insert(&CORRELATION_ID, value);
         }
         if let Some(page) = page {
             cors::let_read(&mut response, page);

@@ -14,6 +14,10 @@ use crate::error::{Code, Error, Result};
 
 // Made once: a name in text is checked and hashed anew with each look.
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// Anthropic's clients show their key so.
+static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Azure's do.
+static API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// Who may call: whoever shows the token, or, without one, programs on this machine, but no web
 /// page of others. Pages of this machine and of the origins that were allowed may read the answers.
@@ -37,8 +41,8 @@ impl std::fmt::Debug for Access {
 }
 
 impl Access {
-    /// Every call but `GET /health` must show this bearer token. Hives may show theirs on their
-    /// callbacks.
+    /// Every call but `GET /health` must show this token, as bearer or as `x-api-key` or `api-key`.
+    /// Hives may show theirs on their callbacks.
     #[must_use]
     pub fn token(token: impl Into<String>) -> Self {
         Access {
@@ -119,8 +123,10 @@ impl Access {
             } else if *name == SEC_FETCH_SITE {
                 is_cross_site |= value == "cross-site";
                 is_same_site |= value == "same-site";
-            } else if *name == AUTHORIZATION && caller.token.is_none() {
-                caller.token = bearer(said);
+            } else if *name == AUTHORIZATION && caller.bearer.is_none() {
+                caller.bearer = bearer(said);
+            } else if *name == X_API_KEY || *name == API_KEY {
+                caller.key.get_or_insert(said.trim_ascii());
             }
         }
         if let Some(target) = head.uri.authority() {
@@ -147,7 +153,9 @@ impl Access {
         orchestrator: &Orchestrator,
     ) -> Result<Vec<HiveId>> {
         let hives = match is_callback {
-            true => caller.token.map(|token| orchestrator.hives_of_token(token)),
+            true => caller
+                .bearer
+                .map(|token| orchestrator.hives_of_token(token)),
             false => None,
         };
         let hives = hives.unwrap_or_default();
@@ -155,17 +163,18 @@ impl Access {
             return caller.refuse_foreign().map(|()| hives);
         };
         let is_right = |shown: &[u8]| bool::from(shown.ct_eq(token.as_bytes()));
-        match caller.token {
-            Some(shown) if !hives.is_empty() || is_right(shown) => Ok(hives),
-            Some(_) => Err(Error::new(
-                Code::Unauthorized,
-                "the token is not the right one",
-            )),
-            None => Err(Error::new(
-                Code::Unauthorized,
-                "this queen asks for a token: send `Authorization: Bearer <token>`",
-            )),
+        let mut shown = [caller.bearer, caller.key].into_iter().flatten();
+        if !hives.is_empty() || shown.clone().any(is_right) {
+            return Ok(hives);
         }
+        let why = match shown.next() {
+            Some(_) => "the token is not the right one",
+            None => {
+                "this queen asks for a token: send `Authorization: Bearer <token>`, or the token as \
+                 `x-api-key` or `api-key`"
+            }
+        };
+        Err(Error::new(Code::Unauthorized, why))
     }
 
     /// Whether pages of an origin may call.
@@ -199,10 +208,12 @@ impl Access {
     }
 }
 
-/// What a request's head tells about its sender.
-#[derive(Debug, Default)]
+/// What a request's head tells about its sender. Holds secrets, so it is not shown.
+#[derive(Default)]
 pub(super) struct Caller<'h> {
-    token: Option<&'h [u8]>,
+    bearer: Option<&'h [u8]>,
+    /// A token that other clients than OpenAI's show in a header of its own.
+    key: Option<&'h [u8]>,
     page: Option<&'h HeaderValue>,
     /// What it named that is not ours: the header, its value, and the cure.
     foreign: Option<(&'static str, &'h [u8], &'static str)>,
