@@ -221,6 +221,22 @@ impl Error {
 
     const SHOULD_RETRY: &str = "should_retry";
 
+    /// Says that the request is longer than the model's context, or than what a worker takes at once.
+    #[must_use]
+    pub(crate) fn too_long(self) -> Self {
+        self.detail(Self::REASON, Self::TOO_LONG)
+    }
+
+    /// Whether the request was too long for the model.
+    pub(crate) fn is_too_long(&self) -> bool {
+        let details = self.details.as_ref();
+        let reason = details.and_then(|details| details.get(Self::REASON));
+        reason.is_some_and(|reason| reason == Self::TOO_LONG)
+    }
+
+    const REASON: &str = "reason";
+    const TOO_LONG: &str = "context_length_exceeded";
+
     /// Adds a fact for programs.
     #[must_use]
     pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {

@@ -1,6 +1,8 @@
-//! Habits of clients: browsers' pages, and other clients' headers.
+//! Habits of clients: browsers' pages, other clients' headers, and what OpenAI's make of errors.
 
-use rbee_tests::harness::{Client, Home, Queen, Reply, StubEngine, assert_error};
+use rbee_tests::harness::{
+    Answer, Client, EventEngine, Home, Queen, Reply, StubEngine, assert_error,
+};
 use serde_json::{Value, json};
 
 const TOKEN: &str = "a-token-of-the-tests";
@@ -191,4 +193,106 @@ fn anthropics_and_azures_header_shows_the_token_which_no_worker_sees() {
         reply.header("x-request-id"),
         reply.header("x-correlation-id")
     );
+}
+
+/// Checks an error of one of OpenAI's endpoints: its code in OpenAI's words, and ours beside it.
+#[track_caller]
+fn assert_openais(reply: &Reply, status: u16, code: &str, ours: &str) {
+    assert_error(reply, status, ours, &[]);
+    assert_eq!(reply.json()["error"]["code"], code, "{}", reply.text);
+}
+
+#[test]
+fn openais_endpoints_tell_openais_codes_and_ours_beside_them() {
+    let home = Home::new();
+    let queen = home
+        .queen()
+        .config("tenants.default.weight = 1")
+        .config("tenants.slow.requests_per_minute = 1")
+        .config("tenants.poor.tokens_per_day = 40")
+        .start();
+    let stub = home.stub(&[]);
+    queen.register(&stub, "file:m", &json!({}));
+    let ask = |tenant: &str| {
+        let client = queen.header("x-tenant-id", tenant);
+        client
+            .post(CHAT, &chat("file:m", &json!({"max_tokens": 20})))
+            .expect("an answer")
+    };
+    for (tenant, code, ours, retries) in [
+        ("slow", "rate_limit_exceeded", "RATE_LIMITED", ""),
+        ("poor", "insufficient_quota", "QUOTA_EXCEEDED", "false"),
+    ] {
+        assert_eq!(ask(tenant).status, 200);
+        let refused = ask(tenant);
+        assert_openais(&refused, 429, code, ours);
+        assert_eq!(refused.header("x-should-retry"), retries, "{tenant}");
+    }
+    for reply in [
+        queen.ask(CHAT, &chat("no-such-model", &json!({}))),
+        queen.look("/v1/models/no-such-model"),
+    ] {
+        assert_openais(&reply, 404, "model_not_found", "MODEL_NOT_FOUND");
+    }
+    let reply = queen.look("/v1/no-such-path");
+    assert_openais(&reply, 404, "unknown_url", "NOT_FOUND");
+    let reply = queen.look(CHAT);
+    assert_openais(&reply, 405, "method_not_supported", "METHOD_NOT_ALLOWED");
+    // Elsewhere the code is ours alone.
+    let unknown = json!({"model": "no-such-model", "prompt": "x"});
+    let error = queen.ask("/v2/tasks", &unknown).json()["error"].clone();
+    assert_eq!(error["code"], "MODEL_NOT_FOUND", "{error}");
+    assert!(error.get("rbee_code").is_none(), "{error}");
+}
+
+#[test]
+fn what_is_too_long_for_a_model_is_told_as_openai_does() {
+    let home = Home::new();
+    let queen = home.queen().start();
+    let refusal = json!({"error": {"code": 400, "type": "exceed_context_size_error",
+        "message": "request (5031 tokens) exceeds the available context size (2048 tokens)",
+        "n_prompt_tokens": 5031, "n_ctx": 2048}});
+    let as_event = json!({"error": {"code": 500, "type": "server_error",
+        "message": "the request exceeds the available context size. try increasing it"}});
+    let counts = |error: &Value| {
+        let details = &error["details"];
+        (details["n_prompt_tokens"].clone(), details["n_ctx"].clone())
+    };
+    for (number, answer) in [Answer::json(400, &refusal), Answer::json(500, &as_event)]
+        .into_iter()
+        .enumerate()
+    {
+        let engine = EventEngine::start(move |_| answer.clone()).expect("a port");
+        let model = format!("file:short-{number}");
+        queen.register_url(&engine.url(), &model, &json!({}));
+        for stream in [false, true] {
+            let reply = queen.ask(CHAT, &chat(&model, &json!({"stream": stream})));
+            assert_openais(&reply, 400, "context_length_exceeded", "INVALID_REQUEST");
+            let error = &reply.json()["error"];
+            assert_eq!(error["type"], "invalid_request_error", "{error}");
+            if number == 0 {
+                assert_eq!(counts(error), (json!(5031), json!(2048)), "{error}");
+            }
+            assert_eq!(
+                error["details"]["reason"], "context_length_exceeded",
+                "{error}"
+            );
+        }
+        let task = chat(&model, &json!({"stream": false}));
+        let reply = queen.ask("/v2/tasks", &task);
+        assert_error(&reply, 400, "INVALID_REQUEST", &["context size"]);
+        let error = &reply.json()["error"];
+        assert_eq!(
+            error["details"]["reason"], "context_length_exceeded",
+            "{error}"
+        );
+    }
+    let answer = Answer::stream().event(&as_event);
+    let engine = EventEngine::start(move |_| answer.clone()).expect("a port");
+    queen.register_url(&engine.url(), "file:late", &json!({}));
+    let late = chat("file:late", &json!({"stream": true}));
+    let events = queen.stream(CHAT, &late).expect("an answer").rest();
+    let error = &events.last().expect("the error")["error"];
+    assert_eq!(error["code"], "context_length_exceeded", "{events:#?}");
+    assert_eq!(error["rbee_code"], "INVALID_REQUEST", "{events:#?}");
 }

@@ -95,7 +95,7 @@ impl Scripted {
     fn fails(&self, code: &str, words: &str) {
         let (events, record) = self.events(&json!({}));
         let error = &events.last().expect("an error")["error"];
-        assert_eq!(error["code"], code, "{events:#?}");
+        assert_eq!(error["rbee_code"], code, "{events:#?}");
         let message = error["message"].as_str().unwrap_or_default();
         assert!(message.contains(words), "{message}");
         assert_eq!(record["state"], "failed", "{record}");

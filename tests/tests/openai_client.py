@@ -59,9 +59,22 @@ models = [m.id for m in client.models.list()]
 assert model in models, models
 assert client.models.retrieve(model).id == model
 
-fails(openai.NotFoundError, 404, "MODEL_NOT_FOUND", lambda: chat(model="no-such-model"))
-fails(openai.NotFoundError, 404, "MODEL_NOT_FOUND", lambda: client.models.retrieve("no-such"))
+missing = fails(
+    openai.NotFoundError, 404, "model_not_found", lambda: chat(model="no-such-model")
+)
+assert missing.param == "model" and missing.body["rbee_code"] == "MODEL_NOT_FOUND", missing.body
+# The id that its users are told.
+assert missing.request_id == missing.response.headers["x-correlation-id"], missing.request_id
+fails(openai.NotFoundError, 404, "model_not_found", lambda: client.models.retrieve("no-such"))
 fails(openai.BadRequestError, 400, "INVALID_REQUEST", lambda: chat(model=""))
+long = [{"role": "user", "content": "word " * 20_000}]
+for stream in [False, True]:
+    fails(
+        openai.BadRequestError,
+        400,
+        "context_length_exceeded",
+        lambda: chat(messages=long, stream=stream),
+    )
 try:
     chat(messages=[{"role": "nobody"}], temperature="hot")
 except openai.BadRequestError as e:
@@ -69,7 +82,13 @@ except openai.BadRequestError as e:
 else:
     raise AssertionError("BadRequestError expected")
 
-stranger = openai.OpenAI(base_url=f"{base_url}/v1", api_key="wrong", max_retries=0)
 if client.api_key != "none":
-    fails(openai.AuthenticationError, 401, "UNAUTHORIZED", stranger.models.list)
+    stranger = openai.OpenAI(base_url=f"{base_url}/v1", api_key="wrong", max_retries=0)
+    refused = fails(openai.AuthenticationError, 401, "invalid_api_key", stranger.models.list)
+    assert refused.body["rbee_code"] == "UNAUTHORIZED", refused.body
+    # Azure's form of the client shows its key as `api-key`.
+    azure = openai.AzureOpenAI(
+        base_url=f"{base_url}/v1", api_key=client.api_key, api_version="2024-10-21", max_retries=0
+    )
+    assert model in [m.id for m in azure.models.list()]
 print("all of OpenAI's client works")

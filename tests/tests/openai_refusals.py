@@ -38,7 +38,7 @@ for model, most in [("file:overrun", 2), ("file:away", 3)]:
 red = {"extra_headers": {"X-Tenant-Id": "red"}}
 assert chat("file:m", **red).usage.completion_tokens == 4
 limited = fails(openai.RateLimitError, [429], lambda: chat("file:m", **red))
-assert limited.code == "RATE_LIMITED", limited.code
+assert limited.code == "rate_limit_exceeded", limited.code
 assert 1 <= int(limited.response.headers["retry-after"]) <= 60
 nobody = {"extra_headers": {"X-Tenant-Id": "nobody"}}
 refused = fails(openai.PermissionDeniedError, [403], lambda: chat("file:m", **nobody))

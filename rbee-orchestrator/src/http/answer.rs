@@ -81,7 +81,8 @@ fn with_headers(error: &Error, mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// The `error` object; OpenAI's clients also want a `type` and a `param`.
+/// The `error` object. OpenAI's clients want their own codes, a `type` and a `param`, and find ours
+/// beside them.
 pub(super) fn error_object(error: &Error, openai: bool, correlation_id: &str) -> Value {
     let mut object = json!({
         "code": error.code.as_str(),
@@ -92,7 +93,10 @@ pub(super) fn error_object(error: &Error, openai: bool, correlation_id: &str) ->
         object["details"] = Value::Object((**details).clone());
     }
     if openai {
-        object["type"] = openai_type(error.code).into();
+        let (code, kind) = openai_names(error);
+        object["rbee_code"] = object["code"].take();
+        object["code"] = code.into();
+        object["type"] = kind.into();
         object["param"] = error.param.into();
     } else if let Some(param) = error.param {
         object["param"] = param.into();
@@ -100,12 +104,82 @@ pub(super) fn error_object(error: &Error, openai: bool, correlation_id: &str) ->
     object
 }
 
-fn openai_type(code: Code) -> &'static str {
-    match code.status() {
-        401 => "authentication_error",
-        403 => "permission_error",
-        429 => "rate_limit_error",
-        400..=499 => "invalid_request_error",
-        _ => "server_error",
+/// OpenAI's code and type for an error; our code where it has none.
+fn openai_names(error: &Error) -> (&'static str, &'static str) {
+    const CALLERS: &str = "invalid_request_error";
+    let code = error.code.as_str();
+    match error.code {
+        Code::InvalidRequest if error.is_too_long() => ("context_length_exceeded", CALLERS),
+        Code::Unauthorized => ("invalid_api_key", CALLERS),
+        Code::ModelNotFound => ("model_not_found", CALLERS),
+        Code::NotFound => ("unknown_url", CALLERS),
+        Code::MethodNotAllowed => ("method_not_supported", CALLERS),
+        // Its clients give up on that, and on the next they wait.
+        Code::QuotaExceeded if !error.should_retry() => {
+            ("insufficient_quota", "insufficient_quota")
+        }
+        Code::RateLimited | Code::QuotaExceeded | Code::SystemAtCapacity => {
+            ("rate_limit_exceeded", "rate_limit_error")
+        }
+        Code::Forbidden => (code, "permission_error"),
+        _ if (400..500).contains(&error.code.status()) => (code, CALLERS),
+        _ => (code, "server_error"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openais_clients_get_openais_codes_and_ours_beside_them() {
+        let new = |code| Error::new(code, "why");
+        let bad = "invalid_request_error";
+        for (error, code, kind) in [
+            (new(Code::ModelNotFound), "model_not_found", bad),
+            (new(Code::Unauthorized), "invalid_api_key", bad),
+            (
+                Error::invalid("why").too_long(),
+                "context_length_exceeded",
+                bad,
+            ),
+            (Error::invalid("why"), "INVALID_REQUEST", bad),
+            (new(Code::Forbidden), "FORBIDDEN", "permission_error"),
+            (
+                new(Code::RateLimited),
+                "rate_limit_exceeded",
+                "rate_limit_error",
+            ),
+            (
+                new(Code::SystemAtCapacity),
+                "rate_limit_exceeded",
+                "rate_limit_error",
+            ),
+            (
+                new(Code::QuotaExceeded),
+                "rate_limit_exceeded",
+                "rate_limit_error",
+            ),
+            (
+                new(Code::QuotaExceeded).do_not_retry(),
+                "insufficient_quota",
+                "insufficient_quota",
+            ),
+            (new(Code::NoCapacity), "NO_CAPACITY", "server_error"),
+            (new(Code::WorkerFailed), "WORKER_FAILED", "server_error"),
+        ] {
+            let told = error_object(&error, true, "id");
+            let ours = error.code.as_str();
+            assert_eq!(
+                (&told["code"], &told["type"]),
+                (&json!(code), &json!(kind)),
+                "{told}"
+            );
+            assert_eq!(told["rbee_code"], ours, "{told}");
+            assert!(told.get("param").is_some(), "{told}");
+            let plain = error_object(&error, false, "id");
+            assert_eq!(plain["code"], ours, "{plain}");
+            assert!(plain.get("rbee_code").is_none(), "{plain}");
+        }
     }
 }

@@ -351,11 +351,12 @@ async fn whole_completion(
 }
 
 /// The worker said no. Its 4xx is the client's to read, but for 429, which like 503 says that it has
-/// too much to do.
+/// too much to do, and for what is too long, for which OpenAI's clients know one code.
 fn refused(call: &Call, head: Head, body: Bytes) -> Result<Opened, Failure> {
     let retry_after = head.retry_after;
     let refusal = refusal::read(head.status, &body);
-    let for_client = head.status.is_client_error() && refusal.fault == Fault::Caller;
+    let is_callers = refusal.fault == Fault::Caller && !refusal.error.is_too_long();
+    let for_client = head.status.is_client_error() && is_callers;
     let is_whole = body.len() <= refusal::LONGEST_BODY;
     if for_client && is_whole && matches!(call.payload, Payload::OpenAi { .. }) {
         return Ok(Opened::Whole(Whole {

@@ -123,6 +123,26 @@ const CALLERS_WORDS: [&[&str]; 44] = [
     &["expected '"],
 ];
 
+/// Types, as above, of what is longer than the model's context.
+const TOO_LONG_TYPES: [&str; 3] = [
+    "exceedcontextsize",
+    "contextlengthexceeded",
+    "contextwindowexceeded",
+];
+
+/// Wordings for it, and for what an engine can't take at once.
+const TOO_LONG_WORDS: [&[&str]; 9] = [
+    &["exceed", "context"],
+    &["longer than", "context"],
+    &["longer than", "model length"],
+    &["maximum context length"],
+    &["context window", "token"],
+    &["must have less than", "tokens"],
+    &["prompt", "too long"],
+    &["input", "too long"],
+    &["too large to process"],
+];
+
 /// Reads an answer that is no success.
 pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
     let value = serde_json::from_slice::<Value>(body).ok();
@@ -140,7 +160,7 @@ pub(crate) fn read(status: StatusCode, body: &[u8]) -> Refusal {
         StatusCode::NOT_IMPLEMENTED | StatusCode::LOOP_DETECTED => Fault::Caller,
         _ => of(object, &said),
     };
-    refusal(fault, said, Some(status))
+    refusal(fault, object, said, Some(status))
 }
 
 /// The beginning of a body that is no JSON.
@@ -185,10 +205,18 @@ pub(crate) fn names_stream_options(body: &[u8]) -> bool {
 /// Reads an error that came as an event of a stream.
 pub(crate) fn read_event(error: &Value) -> Refusal {
     let said = words(error);
-    refusal(of(Some(error), &said), said, None)
+    refusal(of(Some(error), &said), Some(error), said, None)
 }
 
-fn refusal(fault: Fault, said: String, status: Option<StatusCode>) -> Refusal {
+fn refusal(
+    fault: Fault,
+    object: Option<&Value>,
+    said: String,
+    status: Option<StatusCode>,
+) -> Refusal {
+    let is_too_long = fault == Fault::Caller
+        && (types(object).any(|name| TOO_LONG_TYPES.iter().any(|known| name.contains(known)))
+            || has_any(&said.to_ascii_lowercase(), &TOO_LONG_WORDS));
     let said = cut(said);
     let said = match (said.is_empty(), status) {
         (false, _) => said,
@@ -200,6 +228,15 @@ fn refusal(fault: Fault, said: String, status: Option<StatusCode>) -> Refusal {
         Fault::Load => Error::new(Code::NoCapacity, format!("the worker reported: {said}")),
         Fault::Unclear => Error::new(Code::WorkerFailed, format!("the worker reported: {said}")),
     };
+    if is_too_long {
+        error = error.too_long();
+        // As llama-server tells how long, and how long is too long.
+        for key in ["n_prompt_tokens", "n_ctx"] {
+            if let Some(count) = object.and_then(|object| object.get(key)?.as_u64()) {
+                error = error.detail(key, count);
+            }
+        }
+    }
     if status == Some(StatusCode::LOOP_DETECTED) {
         error.code = Code::LoopDetected;
     }
@@ -218,24 +255,9 @@ fn of(object: Option<&Value>, said: &str) -> Fault {
     });
     let is_callers =
         |status: u64| matches!(status, 400..=499 if !matches!(status, 408 | 425 | 429));
-    let plain = |value: &Value| {
-        let name = value.as_str()?.to_ascii_lowercase();
-        Some(name.replace(['_', ' ', '-'], ""))
-    };
-    let types = ["type", "error_type", "code", "object"];
-    let mut types = types.iter().filter_map(|name| plain(field(name)?));
-    let says_type = types.any(|name| CALLERS_TYPES.iter().any(|known| name.contains(known)));
+    let says_type =
+        types(object).any(|name| CALLERS_TYPES.iter().any(|known| name.contains(known)));
     let said = said.to_ascii_lowercase();
-    let has = |parts: &[&str]| {
-        let mut rest = said.as_str();
-        parts.iter().all(|part| match rest.split_once(part) {
-            Some((_, after)) => {
-                rest = after;
-                true
-            }
-            None => false,
-        })
-    };
     let in_type = |name: &&str| {
         said.replace(['_', ' '], "")
             .contains(&format!("{name}error"))
@@ -244,11 +266,34 @@ fn of(object: Option<&Value>, said: &str) -> Fault {
         Fault::Caller
     } else if ENGINES_TROUBLE.iter().any(|part| said.contains(part)) {
         Fault::Unclear
-    } else if CALLERS_WORDS.iter().any(|parts| has(parts)) || CALLERS_TYPES.iter().any(in_type) {
+    } else if has_any(&said, &CALLERS_WORDS) || CALLERS_TYPES.iter().any(in_type) {
         Fault::Caller
     } else {
         Fault::Unclear
     }
+}
+
+/// An error's types and names, without case, `_` and blanks.
+fn types(object: Option<&Value>) -> impl Iterator<Item = String> {
+    let names = ["type", "error_type", "code", "object"];
+    names.into_iter().filter_map(move |name| {
+        let text = object?.get(name)?.as_str()?;
+        Some(text.to_ascii_lowercase().replace(['_', ' ', '-'], ""))
+    })
+}
+
+/// Whether all parts of one of the wordings stand in a text, in their order.
+fn has_any(said: &str, wordings: &[&[&str]]) -> bool {
+    wordings.iter().any(|parts| {
+        let mut rest = said;
+        parts.iter().all(|part| match rest.split_once(part) {
+            Some((_, after)) => {
+                rest = after;
+                true
+            }
+            None => false,
+        })
+    })
 }
 
 /// What an error object says: OpenAI's, FastAPI's, Ollama's and TGI's forms, or all of it.
@@ -267,116 +312,4 @@ fn words(object: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of_500(body: &str) -> Fault {
-        read(StatusCode::INTERNAL_SERVER_ERROR, body.as_bytes()).fault
-    }
-
-    fn message(text: &str) -> String {
-        serde_json::json!({"error": {"code": 500, "message": text, "type": "server_error"}})
-            .to_string()
-    }
-
-    #[test]
-    fn a_text_without_end_is_cut_where_a_character_ends() {
-        for long in [message(&"ä".repeat(10_000)), "x".repeat(10_000)] {
-            let said = read(StatusCode::INTERNAL_SERVER_ERROR, long.as_bytes())
-                .error
-                .message;
-            assert!(said.len() <= LONGEST_TEXT + 40, "{}", said.len());
-        }
-        let event = serde_json::json!({"message": "ä".repeat(10_000)});
-        assert!(read_event(&event).error.message.ends_with(CUT));
-        assert_eq!(cut("short".to_owned()), "short");
-    }
-
-    #[test]
-    fn a_key_that_a_worker_refuses_is_no_mistake_of_the_caller() {
-        let body = br#"{"error":{"message":"Invalid API Key","type":"authentication_error"}}"#;
-        let refusal = read(StatusCode::UNAUTHORIZED, body);
-        assert_eq!(refusal.fault, Fault::Unclear);
-        assert_eq!(refusal.error.code, Code::WorkerFailed);
-    }
-
-    #[test]
-    fn mistakes_of_the_caller_are_told_from_the_engines_trouble() {
-        for callers in [
-            "input (901 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
-            "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
-            "audio input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
-            "Failed to parse messages: Missing 'role' in message: {\"content\":\"x\"}",
-            "Failed to parse messages: [json.exception.type_error.302] type must be string, but is number",
-            "Failed to parse messages: Missing tool call type: {\"id\":\"1\"}",
-            "Failed to parse tools: Missing tool function: {\"type\":\"function\"}",
-            "Conversation roles must alternate user/assistant/user/assistant/...",
-            "Unable to generate parser for this template. Automatic parser generation failed",
-            "Only user and assistant roles are supported! (raise_exception in template)",
-            "Requested tokens (5031) exceed context window of 2048",
-            "This model's maximum context length is 2048 tokens",
-            "litellm.BadRequestError: OpenAIException - no",
-            "m is not a multimodal model",
-        ] {
-            assert_eq!(of_500(&message(callers)), Fault::Caller, "{callers}");
-        }
-        for unclear in [
-            "",
-            "no",
-            "Internal Server Error",
-            "CUDA error: out of memory in template batch",
-            "the stub says 500",
-            "Compute error.",
-            "failed to decode",
-        ] {
-            assert_eq!(of_500(&message(unclear)), Fault::Unclear, "{unclear}");
-        }
-    }
-
-    #[test]
-    fn structure_tells_as_well() {
-        for callers in [
-            r#"{"error":{"message":"no","type":"invalid_request_error"}}"#,
-            r#"{"error":{"message":"no","type":"BadRequestError","code":400}}"#,
-            r#"{"error":{"message":"no","code":"context_length_exceeded"}}"#,
-            r#"{"object":"error","message":"no","type":"NotImplementedError"}"#,
-            r#"{"error":"no","error_type":"validation"}"#,
-            r#"{"error":"m does not support images"}"#,
-            r#"{"detail":[{"loc":["body"],"msg":"Field required"}]}"#,
-        ] {
-            let fault = read(StatusCode::INTERNAL_SERVER_ERROR, callers.as_bytes()).fault;
-            assert_eq!(fault, Fault::Caller, "{callers}");
-        }
-        let of = |status, body: &str| read(status, body.as_bytes()).fault;
-        assert_eq!(of(StatusCode::NOT_IMPLEMENTED, "no"), Fault::Caller);
-        assert_eq!(of(StatusCode::NOT_FOUND, ""), Fault::Caller);
-        assert_eq!(of(StatusCode::TOO_MANY_REQUESTS, ""), Fault::Load);
-        assert_eq!(of(StatusCode::BAD_GATEWAY, "<html>"), Fault::Unclear);
-        assert_eq!(
-            of(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                r#"{"error":{"code":429}}"#
-            ),
-            Fault::Unclear
-        );
-    }
-
-    #[test]
-    fn the_engines_words_are_told_and_nothing_hides_them() {
-        let said = |status, body: &str| read(status, body.as_bytes()).error;
-        let error = said(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            &message("mmproj is missing"),
-        );
-        assert_eq!(error.message, "mmproj is missing");
-        assert_eq!(error.code, Code::InvalidRequest);
-        let error = said(StatusCode::INTERNAL_SERVER_ERROR, &message("it broke"));
-        assert_eq!(error.message, "the worker reported: it broke");
-        assert_eq!(error.code, Code::WorkerFailed);
-        let error = said(StatusCode::BAD_GATEWAY, "");
-        assert_eq!(
-            error.message,
-            "the worker reported: it answered 502 without a word"
-        );
-    }
-}
+mod tests;
