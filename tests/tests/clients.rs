@@ -296,3 +296,52 @@ fn what_is_too_long_for_a_model_is_told_as_openai_does() {
     assert_eq!(error["code"], "context_length_exceeded", "{events:#?}");
     assert_eq!(error["rbee_code"], "INVALID_REQUEST", "{events:#?}");
 }
+
+#[test]
+fn a_conversation_without_messages_is_refused_before_any_worker_sees_it() {
+    let home = Home::new();
+    let ([queen, _], engine) = queens(&home);
+    for path in [CHAT, "/v2/tasks"] {
+        for stream in [false, true] {
+            let empty = chat("file:m", &json!({"messages": [], "stream": stream}));
+            let reply = queen.ask(path, &empty);
+            assert_error(
+                &reply,
+                400,
+                "INVALID_REQUEST",
+                &["messages must not be empty"],
+            );
+            assert_eq!(reply.json()["error"]["param"], "messages", "{}", reply.text);
+        }
+    }
+    assert_eq!(engine.count("requests"), 0);
+}
+
+#[test]
+fn a_device_that_no_machine_has_is_told_without_when_to_come_back() {
+    let home = Home::new();
+    home.add_model("m.stub", "");
+    let queen = home.queen().start();
+    for (constraint, param) in [
+        (json!({"backend": "abacus"}), "backend"),
+        (json!({"device": 77}), "device"),
+    ] {
+        let mut task = constraint.clone();
+        task["model"] = json!("m");
+        task["prompt"] = json!("x");
+        task["stream"] = json!(false);
+        let reply = queen.ask("/v2/tasks", &task);
+        assert_error(
+            &reply,
+            400,
+            "INVALID_REQUEST",
+            &["no hive has", "on localhost"],
+        );
+        assert_eq!(reply.header("retry-after"), "", "{constraint}");
+        assert_eq!(reply.json()["error"]["param"], param, "{}", reply.text);
+        let mut spawn = constraint.clone();
+        spawn["model"] = json!("m");
+        let reply = queen.ask("/v2/workers/spawn", &spawn);
+        assert_error(&reply, 400, "INVALID_REQUEST", &["no hive has"]);
+    }
+}

@@ -67,6 +67,7 @@ assert missing.param == "model" and missing.body["rbee_code"] == "MODEL_NOT_FOUN
 assert missing.request_id == missing.response.headers["x-correlation-id"], missing.request_id
 fails(openai.NotFoundError, 404, "model_not_found", lambda: client.models.retrieve("no-such"))
 fails(openai.BadRequestError, 400, "INVALID_REQUEST", lambda: chat(model=""))
+fails(openai.BadRequestError, 400, "INVALID_REQUEST", lambda: chat(messages=[]))
 long = [{"role": "user", "content": "word " * 20_000}]
 for stream in [False, True]:
     fails(

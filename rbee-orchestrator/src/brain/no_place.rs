@@ -19,9 +19,11 @@ const LOOK_AFTER: Duration = Duration::from_secs(15);
 const SOONEST_LOOK: Duration = Duration::from_secs(1);
 const LATEST_LOOK: Duration = Duration::from_secs(60);
 
-/// Whether an error may pass by itself: a model that nobody has can come back with its machine.
+/// Whether an error may pass by itself: a model or device that nobody has can come back with its machine.
 fn may_pass(error: &Error) -> bool {
-    error.code == Code::ModelNotFound || !(400..500).contains(&error.code.status())
+    let is_away =
+        error.code == Code::ModelNotFound || matches!(error.param, Some("backend" | "device"));
+    is_away || !(400..500).contains(&error.code.status())
 }
 
 impl Brain {

@@ -124,6 +124,10 @@ impl RequestBody {
         if input == Input::Messages && !given.starts_with('[') {
             return Err(Error::invalid("messages must be an array of messages").param("messages"));
         }
+        let is_empty = || given[1..].trim_ascii_start().starts_with(']');
+        if input == Input::Messages && is_empty() {
+            return Err(Error::invalid("messages must not be empty").param("messages"));
+        }
         let wants_usage = match envelope.stream_options {
             None => false,
             Some(options) => serde_json::from_str::<Option<StreamOptions>>(options.get())
@@ -269,22 +273,22 @@ mod tests {
     #[test]
     fn a_body_changes_in_two_values_only() {
         assert_eq!(
-            rewritten(r#"{ "messages" : [ ] ,"model":"a\u0062", "x": 1.50 }"#),
-            r#"{ "messages" : [ ] ,"model":"served", "x": 1.50 }"#
+            rewritten(r#"{ "messages" : [ {} ] ,"model":"a\u0062", "x": 1.50 }"#),
+            r#"{ "messages" : [ {} ] ,"model":"served", "x": 1.50 }"#
         );
         assert_eq!(
-            rewritten(r#"{"model":"m","messages":[],"stream":true}"#),
-            r#"{"stream_options":{"include_usage":true},"model":"served","messages":[],"stream":true}"#
+            rewritten(r#"{"model":"m","messages":[{}],"stream":true}"#),
+            r#"{"stream_options":{"include_usage":true},"model":"served","messages":[{}],"stream":true}"#
         );
         assert_eq!(
             rewritten(
-                r#"{"stream_options":{"include_usage":false,"a":1},"stream":true,"messages":[],"model":"m"}"#
+                r#"{"stream_options":{"include_usage":false,"a":1},"stream":true,"messages":[{}],"model":"m"}"#
             ),
-            r#"{"stream_options":{"a":1,"include_usage":true},"stream":true,"messages":[],"model":"served"}"#
+            r#"{"stream_options":{"a":1,"include_usage":true},"stream":true,"messages":[{}],"model":"served"}"#
         );
         assert_eq!(
-            rewritten(r#"{"stream_options":null,"stream":true,"messages":[],"model":"m"}"#),
-            r#"{"stream_options":{"include_usage":true},"stream":true,"messages":[],"model":"served"}"#
+            rewritten(r#"{"stream_options":null,"stream":true,"messages":[{}],"model":"m"}"#),
+            r#"{"stream_options":{"include_usage":true},"stream":true,"messages":[{}],"model":"served"}"#
         );
     }
 
@@ -325,13 +329,21 @@ mod tests {
             refused(r#"{"model":"m","messages":"hi"}"#).0,
             Some("messages")
         );
+        for empty in [
+            r#"{"messages":[],"model":"m"}"#,
+            "{\"model\":\"m\",\"messages\":[ \n]}",
+        ] {
+            let (param, message) = refused(empty);
+            assert_eq!(param, Some("messages"));
+            assert!(message.contains("empty"), "{message}");
+        }
         assert!(
-            refused(r#"{"model":"m","messages":[],"stream":"yes"}"#)
+            refused(r#"{"model":"m","messages":[{}],"stream":"yes"}"#)
                 .1
                 .contains("wrong value")
         );
         assert!(
-            refused(r#"{"model":"m","model":"n","messages":[]}"#)
+            refused(r#"{"model":"m","model":"n","messages":[{}]}"#)
                 .1
                 .contains("duplicate")
         );
@@ -340,8 +352,9 @@ mod tests {
     #[test]
     fn what_a_body_asks_for_is_counted_under_every_name() {
         let demand = |input, fields: &str| {
-            let body =
-                format!(r#"{{"model":"m","messages":[],"prompt":"four","input":"four",{fields}}}"#);
+            let body = format!(
+                r#"{{"model":"m","messages":[0],"prompt":"four","input":"four",{fields}}}"#
+            );
             RequestBody::read(Bytes::from(body), input).unwrap().demand
         };
         let prompt = |fields: &str| demand(Input::Prompt, fields);

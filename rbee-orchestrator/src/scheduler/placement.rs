@@ -193,6 +193,9 @@ fn why_not(
     hives: &Hives<'_>,
     mindful: bool,
 ) -> Error {
+    if let Some(error) = impossible(request, view) {
+        return error;
+    }
     let allowed = &hives.allowed;
     let Some(first) = hives.with_model.first() else {
         let unknown = allowed.iter().find(|hive| hive.capabilities().is_none());
@@ -298,31 +301,74 @@ pub(super) fn there_is(view: &ClusterView<'_>) -> String {
     }
 }
 
-fn no_device(request: &PlacementRequest<'_>, hive: &Hive) -> Error {
-    let backend = request
-        .constraints
-        .backend
-        .as_deref()
-        .unwrap_or("any backend");
-    let device = match request.constraints.device {
-        Some(index) => format!("device {index}"),
-        None => "a device".to_owned(),
+/// An error if no machine that there is has such a device: asking again is of no use.
+fn impossible(request: &PlacementRequest<'_>, view: &ClusterView<'_>) -> Option<Error> {
+    let wanted = request.constraints;
+    let param = match (&wanted.backend, wanted.device) {
+        (Some(_), _) => "backend",
+        (None, Some(_)) => "device",
+        (None, None) => return None,
     };
-    let devices = hive
-        .capabilities()
-        .map_or(&[][..], |c| c.devices.as_slice());
-    let known: Vec<String> = devices
-        .iter()
-        .map(|d| format!("{} {}", d.backend, d.index))
-        .collect();
-    Error::new(
-        Code::NoCapacity,
-        format!(
-            "no hive with the model has {device} of {backend}; {} has {}",
-            hive.id(),
-            known.join(", ")
-        ),
-    )
+    let only = wanted.hive.as_ref();
+    let asked = || {
+        let hives = view.hives.values();
+        hives.filter(move |hive| only.is_none_or(|id| id == hive.id()))
+    };
+    let may_have = |hive: &Hive| hive.capabilities().is_none() || request.has_device_on(hive);
+    let mut workers = view.workers.iter();
+    if asked().next().is_none()
+        || asked().any(may_have)
+        || workers.any(|worker| request.is_allowed_on(worker))
+    {
+        return None;
+    }
+    let message = format!(
+        "no hive{} has {}; there is {}",
+        only.map_or(String::new(), |id| format!(" {id}")),
+        asked_device(request),
+        devices_of(asked())
+    );
+    Some(Error::invalid(message).param(param))
+}
+
+fn no_device(request: &PlacementRequest<'_>, hive: &Hive) -> Error {
+    let wanted = asked_device(request);
+    let message = format!(
+        "no hive with the model has {wanted}; there is {}",
+        devices_of([hive].into_iter())
+    );
+    Error::new(Code::NoCapacity, message)
+}
+
+/// The device that a request asks for, in words.
+fn asked_device(request: &PlacementRequest<'_>) -> String {
+    let wanted = request.constraints;
+    let backend = wanted.backend.as_deref().unwrap_or("any backend");
+    match wanted.device {
+        Some(index) => format!("device {index} of {backend}"),
+        None => format!("a device of {backend}"),
+    }
+}
+
+/// The devices of hives, in words; of a large fleet the first.
+fn devices_of<'a>(hives: impl Iterator<Item = &'a Hive>) -> String {
+    const SHOWN: usize = 20;
+    let devices = hives.flat_map(|hive| {
+        let report = hive.capabilities();
+        let devices = report.map_or(&[][..], |report| report.devices.as_slice());
+        devices
+            .iter()
+            .map(move |device| format!("{} {} on {}", device.backend, device.index, hive.id()))
+    });
+    let mut shown: Vec<String> = devices.take(SHOWN + 1).collect();
+    match shown.len() {
+        0 => "none".to_owned(),
+        n if n > SHOWN => {
+            shown[SHOWN] = "…".to_owned();
+            shown.join(", ")
+        }
+        _ => shown.join(", "),
+    }
 }
 
 fn no_room(request: &PlacementRequest<'_>, view: &ClusterView<'_>, allowed: &[&Hive]) -> Error {

@@ -9,6 +9,7 @@ use rbee_orchestrator::error::{Code, Error};
 use rbee_orchestrator::scheduler::RoundRobin;
 
 use crate::parts::{BIG, SMOL, device, hive, report, secs, seen, spec, worker};
+use crate::two_steps::asynchronous;
 use crate::world::World;
 
 #[test]
@@ -79,14 +80,58 @@ fn a_node_that_is_not_there_is_hive_not_found() {
 }
 
 #[test]
-fn a_device_that_no_hive_has_is_no_capacity_and_one_that_the_second_hive_has_is_not() {
+fn a_device_that_no_hive_has_is_the_callers_mistake_and_one_that_another_hive_has_is_not() {
     let mut world = World::new();
     world.hive("a", &[device(0, "cpu", 8)]);
     world.hive("b", &[device(0, "cuda", 5)]);
-    let nowhere = world.submit_with(SMOL, |r| r.constraints.backend = Some("metal".into()));
-    assert_eq!(world.code(nowhere), "NO_CAPACITY");
+    let mut refused = |node: Option<&str>, backend: Option<&str>, device: Option<u32>| {
+        let job = world.submit_with(SMOL, |request| {
+            request.constraints = Constraints {
+                hive: node.map(hive),
+                backend: backend.map(str::to_owned),
+                device,
+            };
+        });
+        let error = world.error(job);
+        assert_eq!(error.code.as_str(), "INVALID_REQUEST", "{error}");
+        assert_eq!(error.retry_after, None, "{error}");
+        (error.param, error.message.clone())
+    };
+    let (param, message) = refused(None, Some("metal"), None);
+    assert_eq!(param, Some("backend"));
+    for device in ["metal", "cpu 0 on a", "cuda 0 on b"] {
+        assert!(message.contains(device), "{message}");
+    }
+    assert_eq!(refused(None, None, Some(7)).0, Some("device"));
+    assert_eq!(refused(None, Some("cpu"), Some(1)).0, Some("backend"));
+    let (_, message) = refused(Some("a"), Some("cuda"), None);
+    assert!(message.contains("no hive a has"), "{message}");
+    assert!(!message.contains("on b"), "{message}");
     let small = world.submit_with(BIG, |r| r.constraints.backend = Some("cuda".into()));
     assert_eq!(world.code(small), "INSUFFICIENT_VRAM");
+    // To a device that is there the model may come.
+    let mut bare = report(&[device(0, "metal", 8)]);
+    bare.models.clear();
+    world.register(spec("c"));
+    world.report("c", bare, Vec::new());
+    let later = world.submit_with(SMOL, |r| r.constraints.backend = Some("metal".into()));
+    assert_eq!(world.code(later), "NO_CAPACITY");
+}
+
+#[test]
+fn an_acknowledged_task_waits_for_a_device_that_is_away() {
+    let mut world = World::new();
+    world.register(spec("a"));
+    let task = world.submit_with(SMOL, |request| {
+        asynchronous(request);
+        request.constraints.backend = Some("cuda".into());
+    });
+    world.report("a", report(&[device(0, "cpu", 8)]), Vec::new());
+    assert!(world.is_open(task));
+    let why = world.brain.waits_for(task).unwrap();
+    assert!(why.contains("no hive has a device of cuda"), "{why}");
+    world.report("a", report(&[device(0, "cuda", 8)]), Vec::new());
+    assert_eq!(world.spawns().len(), 1);
 }
 
 #[test]
