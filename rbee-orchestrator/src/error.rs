@@ -1,5 +1,6 @@
 //! The one error type: a stable code, what was wrong, and what to do.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -112,23 +113,31 @@ codes! {
 
 /// What went wrong, in words and as a code.
 ///
-/// `Display` is for logs: it shows [`Error::kept`], and the client is told `message`.
+/// The client is told `message`. `Display` is for logs and shows [`Error::in_full`].
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{code}: {text}", code = code.as_str(), text = kept.as_deref().unwrap_or(message))]
+#[error("{code}: {text}", code = code.as_str(), text = self.in_full())]
 pub struct Error {
     /// Which kind.
     pub code: Code,
     /// What was wrong, with what value, and what to do, for the client who asked. A worker's words may
     /// quote the request.
     pub message: String,
-    /// The message without what it quotes of the request, where that differs.
-    pub(crate) kept: Option<Box<str>>,
+    pub(crate) aside: Option<Box<Aside>>,
     /// The field of the request that is to blame.
     pub param: Option<&'static str>,
     /// When to try again.
     pub retry_after: Option<Duration>,
     /// Facts for programs.
     pub details: Option<Box<Map<String, Value>>>,
+}
+
+/// What not everybody is told.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Aside {
+    /// The message without what it quotes of the request, where that differs.
+    kept: Option<String>,
+    /// Why, for administrators alone: how an address answered that the queen tried.
+    cause: Option<String>,
 }
 
 /// 429 and 503 always say when to come back; this is said where nothing better is known.
@@ -141,7 +150,7 @@ impl Error {
         Error {
             code,
             message: message.into(),
-            kept: None,
+            aside: None,
             param: None,
             retry_after: for_load.then_some(DEFAULT_RETRY_AFTER),
             details: None,
@@ -170,24 +179,58 @@ impl Error {
     /// `privacy.store_prompts` is set.
     #[must_use]
     pub fn kept(&self) -> &str {
-        self.kept.as_deref().unwrap_or(&self.message)
+        let aside = self.aside.as_deref();
+        let kept = aside.and_then(|aside| aside.kept.as_deref());
+        kept.unwrap_or(&self.message)
+    }
+
+    /// Why, for administrators alone.
+    pub(crate) fn cause(&self) -> Option<&str> {
+        self.aside.as_deref()?.cause.as_deref()
     }
 
     /// Keeps this in place of its message.
     #[must_use]
-    pub(crate) fn keep(mut self, kept: impl Into<Box<str>>) -> Self {
-        self.kept = Some(kept.into());
+    pub(crate) fn keep(mut self, kept: impl Into<String>) -> Self {
+        self.aside.get_or_insert_default().kept = Some(kept.into());
+        self
+    }
+
+    /// The message as it may be logged, with the cause that only administrators may know.
+    #[must_use]
+    pub fn in_full(&self) -> Cow<'_, str> {
+        match self.cause() {
+            Some(cause) => format!("{} ({cause})", self.kept()).into(),
+            None => self.kept().into(),
+        }
+    }
+
+    /// With the cause in its message.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub(crate) fn for_administrators(mut self) -> Self {
+        let cause = self.aside.as_mut().and_then(|aside| aside.cause.take());
+        match cause {
+            Some(cause) => self.rephrased(|why| format!("{why} ({cause})")),
+            None => self,
+        }
+    }
+
+    /// Tells administrators why.
+    #[must_use]
+    pub(crate) fn because(mut self, cause: impl Into<String>) -> Self {
+        self.aside.get_or_insert_default().cause = Some(cause.into());
         self
     }
 
     /// Says the same in other words, made from the message.
     #[must_use]
-    pub(crate) fn rephrased(self, words: impl Fn(&str) -> String) -> Self {
-        Error {
-            message: words(&self.message),
-            kept: self.kept.map(|kept| words(&kept).into()),
-            ..self
+    pub(crate) fn rephrased(mut self, words: impl Fn(&str) -> String) -> Self {
+        self.message = words(&self.message);
+        if let Some(kept) = self.aside.as_mut().and_then(|aside| aside.kept.as_mut()) {
+            *kept = words(kept);
         }
+        self
     }
 
     /// Names the field to blame.
@@ -262,5 +305,12 @@ mod tests {
         assert_eq!(error.message, "it said: no 'secret'");
         assert_eq!(error.kept(), "it said: no […]");
         assert_eq!(error.to_string(), "WORKER_FAILED: it said: no […]");
+        let error = error.because("refused");
+        assert_eq!(error.message, "it said: no 'secret'");
+        assert_eq!(error.kept(), "it said: no […]");
+        assert_eq!(
+            error.to_string(),
+            "WORKER_FAILED: it said: no […] (refused)"
+        );
     }
 }

@@ -81,17 +81,22 @@ impl Brain {
             return;
         };
         let within = humantime(self.config.hives.restart_window);
-        let why = hive.last_error.as_ref();
-        let why = why.map_or("it ended", |error| error.message.as_str());
+        let ended = || Error::new(Code::HiveUnreachable, "it ended");
+        let error = hive.last_error.take().unwrap_or_else(ended);
         let times = match starts {
             1 => "1 start".to_owned(),
             starts => format!("{starts} starts"),
         };
-        let message = format!(
-            "gave up after {times} within {within}: {why}; when that is mended, POST \
-             /v2/registry/beehives/resume or register it again"
-        );
-        hive.last_error = Some(Error::new(Code::HiveUnreachable, message));
+        let told = |why: &str| {
+            format!(
+                "gave up after {times} within {within}: {why}; when that is mended, POST \
+                 /v2/registry/beehives/resume or register it again"
+            )
+        };
+        hive.last_error = Some(Error {
+            code: Code::HiveUnreachable,
+            ..error.rephrased(told)
+        });
         hive.gave_up = true;
         hive.status = HiveStatus::Error;
         self.counters.hives_given_up += 1;

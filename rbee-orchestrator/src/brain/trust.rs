@@ -58,12 +58,15 @@ impl Brain {
             let old = notes.reopens.replace(until);
             old.map(|old| self.due.remove(&(old, Due::Reopen(id.clone()))));
             self.schedule(until, Due::Reopen(id.clone()));
-            let last = report.outcome.error().map_or("", Error::kept);
+            let last = report.outcome.error();
+            let cause = last.and_then(Error::cause).map(str::to_owned);
+            let last = last.map_or("", Error::kept);
             let note = BreakerNote {
                 state: BreakerState::Open,
                 until: Some(now.wall + until.since(now.mono)),
                 failures,
                 reason: format!("jobs failed on it, the last with: {last}"),
+                cause,
             };
             self.note_breaker(id, note, out);
         } else {
@@ -104,6 +107,7 @@ impl Brain {
                     until: Some(now.wall + until.since(now.mono)),
                     failures,
                     reason: "it answered one job after the other with an error".to_owned(),
+                    cause: None,
                 };
                 // What is left alone altogether is no resort.
                 if worker

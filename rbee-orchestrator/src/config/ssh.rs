@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::domain::Reach;
+
 /// Which host keys are trusted. There is no way to trust any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,6 +80,9 @@ pub struct SshOptions {
     pub socket_buffer_bytes: usize,
     /// What a command may write in all, in bytes.
     pub max_output_bytes: usize,
+    /// Which of the reserved addresses machines may have; a queen's are her `allowed_addresses`.
+    #[serde(skip)]
+    pub reach: Reach,
     /// Sessions to one machine at once: the pooled one, and older ones on which connections that
     /// never began hold up new ones.
     pub max_sessions: usize,
@@ -108,6 +113,7 @@ impl Default for SshOptions {
             write_buffer_bytes: 256 << 10,
             socket_buffer_bytes: 512 << 10,
             max_output_bytes: 4 << 20,
+            reach: Reach::default(),
             max_sessions: 4,
         }
     }

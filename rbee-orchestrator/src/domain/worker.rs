@@ -97,6 +97,9 @@ pub struct BreakerNote {
     pub failures: u32,
     /// What failed, for people. Nothing of a request stands in it.
     pub reason: String,
+    /// How the worker's address answered, if that failed: for administrators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
 }
 
 /// A worker in the registry.

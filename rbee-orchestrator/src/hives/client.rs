@@ -1,5 +1,6 @@
 //! The client of one hive's HTTP API.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::token::HiveToken;
 use super::wire::{self, HiveWorker, SpawnAnswer, SpawnRequest};
 use crate::domain::{Capabilities, HiveId};
 use crate::error::{Code, Error, Result};
-use crate::transport::{HiveTransport, own_trouble};
+use crate::transport::{HiveTransport, own_trouble, unreached};
 
 /// How long calls to a hive may take, each from the connection to the last byte of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -356,16 +357,22 @@ impl HiveClient {
             .detail("hive_status", status.as_u16())
     }
 
-    fn failed(&self, failure: &Failure, limit: Duration) -> Error {
+    pub(super) fn failed(&self, failure: &Failure, limit: Duration) -> Error {
         match failure {
-            Failure::TimedOut => self.unreachable(&format!("did not answer within {limit:?}")),
-            Failure::Broken(error) => own_trouble(error)
-                .unwrap_or_else(|| self.unreachable(&format!("can't be reached: {error}"))),
+            Failure::TimedOut => {
+                self.not_reached(&io::Error::other(format!("no answer within {limit:?}")))
+            }
+            Failure::Broken(error) => own_trouble(error).unwrap_or_else(|| self.not_reached(error)),
             Failure::Garbage(what) => self.error(
                 Code::UpstreamInvalid,
                 &format!("does not speak HTTP as it must: {what}"),
             ),
         }
+    }
+
+    pub(super) fn not_reached(&self, why: &io::Error) -> Error {
+        let what = format!("hive {} at {} can't be reached", self.hive, self.address());
+        unreached(Code::HiveUnreachable, what, why).detail("hive_id", self.hive.as_str())
     }
 
     pub(super) fn unreachable(&self, said: &str) -> Error {

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::StatusCode;
 
 use super::client::HiveClient;
-use super::exchange::Answer;
+use super::exchange::{Answer, Failure};
 use super::wire;
 use crate::error::{Code, Error, Result};
 use crate::http1::Connection;
@@ -48,18 +49,16 @@ impl HiveClient {
     pub async fn events(&self, path: &str) -> Result<HiveEvents> {
         let limit = self.timeouts.call;
         let opened = tokio::time::timeout(limit, self.open(path)).await;
-        opened.unwrap_or_else(|_| {
-            Err(self.unreachable(&format!("did not answer {path} within {limit:?}")))
-        })
+        opened.unwrap_or_else(|_| Err(self.failed(&Failure::TimedOut, limit)))
     }
 
     async fn open(&self, path: &str) -> Result<HiveEvents> {
-        let broken =
-            |error: &dyn fmt::Display| self.unreachable(&format!("can't be reached: {error}"));
         let stream = self.transport.connect(self.port()).await;
-        let mut connection = Connection::new(stream.map_err(|error| broken(&error))?);
+        let stream = stream.map_err(|error| self.not_reached(&error))?;
+        let mut connection = Connection::new(stream);
         let head = connection.send(self.head(path).as_bytes(), b"").await;
-        let head = head.map_err(|error| broken(&format!("{error:?}")))?;
+        let head =
+            head.map_err(|error| self.not_reached(&io::Error::other(format!("{error:?}"))))?;
         if !head.status.is_success() {
             let body = whole(&mut connection).await;
             let status = head.status;

@@ -263,9 +263,11 @@ impl HiveHandle {
             .stop(process, self.options.stop_grace)
             .await?;
         self.remember(None);
-        let why = error.message;
-        let message = format!("{why} (it was just started, and is stopped again)");
-        Err(Error::new(Code::HiveUnreachable, message))
+        let told = |why: &str| format!("{why} (it was just started, and is stopped again)");
+        Err(Error {
+            code: Code::HiveUnreachable,
+            ..error.rephrased(told)
+        })
     }
 
     async fn wait_for_end(&self, process: &HiveProcess) -> Result<()> {

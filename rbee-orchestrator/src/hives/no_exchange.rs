@@ -16,10 +16,6 @@ pub(super) struct Answer {
 }
 
 #[derive(Debug)]
-#[expect(
-    dead_code,
-    reason = "those who read an answer know every way to get none"
-)]
 pub(super) enum Failure {
     TimedOut,
     Broken(io::Error),

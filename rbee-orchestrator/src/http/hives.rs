@@ -59,7 +59,7 @@ fn object(hive: &Hive, now: Mono) -> Value {
         "command": spec.command,
         "last_seen": hive.record.last_seen,
         "last_error": hive.last_error.as_ref().map(|error| {
-            json!({"code": error.code.as_str(), "message": error.message})
+            json!({"code": error.code.as_str(), "message": error.in_full()})
         }),
         "capabilities": hive.capabilities(),
         "draining": hive.draining,
@@ -232,6 +232,7 @@ fn told_with(
             answer::ok(&body)
         }
         Err(error) => {
+            let error = error.for_administrators();
             body["message"] = error.message.clone().into();
             answer::error_with(&error, context.correlation_id, body)
         }

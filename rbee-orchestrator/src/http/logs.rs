@@ -64,7 +64,7 @@ pub(super) fn event(line: &str) -> Bytes {
 
 /// A comment, for people who look at the stream: the lines come from the hive's log file.
 pub(super) fn from_file(why: &Error) -> Bytes {
-    let why = why.message.replace(['\r', '\n'], " ");
+    let why = why.in_full().replace(['\r', '\n'], " ");
     format!(": from the hive's log file, since {why}\n\n").into()
 }
 
@@ -73,7 +73,7 @@ pub(super) fn broken(error: &Error) -> Bytes {
     let told = json!({
         "type": "error",
         "code": error.code.as_str(),
-        "message": error.message,
+        "message": error.in_full(),
     });
     sse::encode(told.to_string().as_bytes())
 }

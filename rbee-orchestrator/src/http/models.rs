@@ -184,6 +184,6 @@ pub(super) fn failed(error: &Error) -> Value {
         "type": "error",
         "stage": "error",
         "code": error.code.as_str(),
-        "message": error.message,
+        "message": error.in_full(),
     })
 }

@@ -175,6 +175,24 @@ impl Route {
         Box::pin(self.answer_other(context, body)).await
     }
 
+    /// Whether whoever has work for the fleet calls it, and not who sees to the fleet.
+    fn is_for_clients(self) -> bool {
+        matches!(
+            self,
+            Route::Health
+                | Route::SubmitTask
+                | Route::ListTasks
+                | Route::GetTask
+                | Route::CancelTask
+                | Route::TaskEvents
+                | Route::Chat
+                | Route::Completions
+                | Route::Embeddings
+                | Route::OpenAiModels
+                | Route::OpenAiModel
+        )
+    }
+
     async fn answer_other<B>(self, context: &Context<'_>, body: B) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -214,6 +232,10 @@ impl Route {
             }
         };
         answered.unwrap_or_else(|error| {
+            let error = match self.is_for_clients() {
+                true => error,
+                false => error.for_administrators(),
+            };
             answer::error(&error, context.is_openai, context.correlation_id)
         })
     }

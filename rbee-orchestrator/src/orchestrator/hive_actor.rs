@@ -238,8 +238,9 @@ impl HiveActor {
         tokio::time::timeout(limit, self.ask())
             .await
             .unwrap_or_else(|_| {
-                let message = format!("hive {hive} did not answer its check within {limit:?}");
-                Err(Error::new(Code::HiveUnreachable, message))
+                let message = format!("hive {hive} can't be reached");
+                let cause = format!("no answer to its check within {limit:?}");
+                Err(Error::new(Code::HiveUnreachable, message).because(cause))
             })
     }
 

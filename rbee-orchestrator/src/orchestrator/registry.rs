@@ -375,14 +375,17 @@ fn can_have_hives() -> Result<()> {
 /// Local hives are child processes, unmanaged ones are reached by TCP, and those on machines with
 /// SSH through it: all on one machine by one session.
 pub(super) fn default_transports(config: &Config) -> TransportFactory {
-    #[cfg(feature = "ssh")]
-    use crate::transport::SshSessions;
     use crate::transport::{DirectTransport, LocalTransport};
+    #[cfg(feature = "ssh")]
+    use crate::transport::{SshOptions, SshSessions};
     let local = LocalTransport::new().passing(config.hives.pass_env.clone());
     let local: Arc<dyn HiveTransport> = Arc::new(local);
-    #[cfg(feature = "ssh")]
-    let ssh = SshSessions::new(config.ssh.clone());
     let reach = config.reach();
+    #[cfg(feature = "ssh")]
+    let ssh = SshSessions::new(SshOptions {
+        reach: reach.clone(),
+        ..config.ssh.clone()
+    });
     Arc::new(move |spec| match &spec.ssh {
         _ if !spec.is_managed() => {
             let direct = DirectTransport::new(spec.hostname.clone());

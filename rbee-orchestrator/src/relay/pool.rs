@@ -19,7 +19,7 @@ use crate::domain::{JobId, WorkerId, WorkerSpec};
 use crate::error::{Code, Error};
 use crate::hashing::IdMap;
 use crate::http1::{Connection, Head, SendError};
-use crate::transport::{HiveStream, own_trouble};
+use crate::transport::{HiveStream, own_trouble, unreached};
 
 /// llama-server closes an idle connection after 5 s; ours must be gone before.
 const IDLE: Duration = Duration::from_secs(3);
@@ -142,10 +142,11 @@ impl Pool {
     }
 
     async fn fresh(&self, worker: &WorkerSpec) -> Result<Connection, NoAnswer> {
-        let failed = |code: Code, why: String| NoAnswer {
-            error: Error::new(
+        let failed = |code: Code, why: &io::Error| NoAnswer {
+            error: unreached(
                 code,
-                format!("worker {} could not be reached: {why}", worker.id),
+                format!("worker {} could not be reached", worker.id),
+                why,
             ),
             suspect: true,
             blame: Blame::Unreached,
@@ -155,7 +156,7 @@ impl Pool {
             Ok(Ok(stream)) => stream,
             // Its machine can't be reached, whatever the worker does.
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotConnected => {
-                return Err(failed(Code::HiveUnreachable, error.to_string()));
+                return Err(failed(Code::HiveUnreachable, &error));
             }
             Ok(Err(error)) => match own_trouble(&error) {
                 Some(error) => {
@@ -166,11 +167,11 @@ impl Pool {
                         blame: Blame::Queen,
                     });
                 }
-                None => return Err(failed(Code::WorkerFailed, error.to_string())),
+                None => return Err(failed(Code::WorkerFailed, &error)),
             },
             Err(_) => {
-                let why = "the connection timed out".to_owned();
-                return Err(failed(Code::WorkerFailed, why));
+                let why = io::ErrorKind::TimedOut.into();
+                return Err(failed(Code::WorkerFailed, &why));
             }
         };
         Ok(Connection::new(stream))

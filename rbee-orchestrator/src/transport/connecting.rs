@@ -62,6 +62,20 @@ async fn connect(address: SocketAddr, reach: &Reach) -> io::Result<TcpStream> {
     })
 }
 
+/// That something was not reached, which is begun with. How its address answered is told to
+/// administrators only; what a transport says in an [`Error`] within its own, to all.
+pub(crate) fn unreached(code: Code, what: String, why: &io::Error) -> Error {
+    let said = why.get_ref().and_then(|why| why.downcast_ref::<Error>());
+    match said {
+        Some(error) => {
+            let message = format!("{what}: {}", error.message);
+            let error = error.clone().rephrased(|_| message.clone());
+            Error { code, ..error }
+        }
+        None => Error::new(code, what).because(why.to_string()),
+    }
+}
+
 /// What the queen herself is short of, if an operation failed for that and not for whom it was to
 /// reach.
 fn shortage(error: &io::Error) -> Option<&'static str> {

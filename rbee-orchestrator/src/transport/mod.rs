@@ -29,7 +29,7 @@ pub(crate) use program::version as version_of;
 pub(crate) use version::is_older;
 
 pub use crate::http1::HiveStream;
-pub(crate) use connecting::{connect_tcp, is_own_trouble, own_trouble};
+pub(crate) use connecting::{connect_tcp, is_own_trouble, own_trouble, unreached};
 pub use direct::DirectTransport;
 pub use local::LocalTransport;
 #[cfg(feature = "ssh")]

@@ -262,7 +262,7 @@ async fn a_server_that_speaks_no_ssh_is_told_in_time() {
     };
     let transport = sshd.transport_with(target, options);
     let error = transport.exec(&["true"]).await.expect_err("mute");
-    assert!(error.message.contains("speaks no SSH"), "{error}");
+    assert!(error.in_full().contains("speaks no SSH"), "{error}");
 }
 
 struct Agent {

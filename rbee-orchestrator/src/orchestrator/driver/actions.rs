@@ -127,9 +127,9 @@ impl Driver {
             Action::Distrust { worker, note } => {
                 let (id, state, until) = (&worker.id, note.state, note.until);
                 let until = until.map(|at| at.to_string()).unwrap_or_default();
-                let (failures, reason) = (note.failures, &note.reason);
+                let (failures, reason, cause) = (note.failures, &note.reason, &note.cause);
                 tracing::warn!(worker = %id, model = %worker.model, ?state, %until, failures, %reason,
-                    "the worker's breaker: jobs fail there, others with the model are preferred");
+                    cause, "the worker's breaker: jobs fail there, others with the model are preferred");
             }
             Action::StartHive { hive } => self.order(&hive, Order::Start),
             Action::StopHive { hive } => self.order(&hive, Order::Stop),

@@ -13,7 +13,7 @@ use super::line::{Io, Line};
 use super::quote;
 use super::target::Target;
 use crate::config::{HostKeyPolicy, SshOptions};
-use crate::domain::SshTarget;
+use crate::domain::{Reach, SshTarget, refusal};
 use crate::error::{Code, Error, Result};
 
 /// How far a connection attempt came.
@@ -98,7 +98,7 @@ pub(super) fn log_in(
     let reach = |error| Refused::new(Stage::Reach, error);
     let deadline = Instant::now() + options.connect_timeout;
     let target = Target::resolve(registered, options).map_err(reach)?;
-    let (socket, address) = dial(&target, deadline).map_err(reach)?;
+    let (socket, address) = dial(&target, &options.reach, deadline).map_err(reach)?;
 
     let files = options.known_hosts_files();
     let known = KnownHosts::read(&files).map_err(|error| {
@@ -106,7 +106,7 @@ pub(super) fn log_in(
         Refused::new(Stage::HostKey, error)
     })?;
     let session = shake_hands(&socket, &target, &known, deadline)
-        .map_err(|why| reach(unreachable(format!("{address} speaks no SSH: {why}"))))?;
+        .map_err(|why| reach(unreached(&target, format!("it speaks no SSH: {why}"))))?;
     let host_key = check_host_key(&session, &target, &known, options)
         .map_err(|error| Refused::new(Stage::HostKey, error))?;
 
@@ -123,24 +123,30 @@ pub(super) fn log_in(
 }
 
 /// A TCP connection to the first of the machine's addresses that takes one.
-fn dial(target: &Target, deadline: Instant) -> Result<(TcpStream, String)> {
+fn dial(target: &Target, reach: &Reach, deadline: Instant) -> Result<(TcpStream, String)> {
     let Target { host, port, .. } = target;
-    let unreached = |why: String| {
-        unreachable(format!(
-            "{host}:{port} can't be reached: {why}; is the machine on, is sshd running there, and \
-             are ssh_host and ssh_port right?"
-        ))
-    };
     let resolved = (host.as_str(), *port).to_socket_addrs();
-    let addresses = resolved.map_err(|error| unreached(error.to_string()))?;
+    let addresses = resolved.map_err(|error| unreached(target, error.to_string()))?;
     let mut last = "it has no address".to_owned();
     for address in addresses {
+        if !reach.allows(address.ip()) {
+            last = refusal(address.ip());
+            continue;
+        }
         match dial_one(address, deadline) {
             Ok(socket) => return Ok((socket, format!("{host}:{port}"))),
             Err(error) => last = error.to_string(),
         }
     }
-    Err(unreached(last))
+    Err(unreached(target, last))
+}
+
+fn unreached(Target { host, port, .. }: &Target, cause: String) -> Error {
+    unreachable(format!(
+        "{host}:{port} can't be reached; is the machine on, is sshd running there, and are ssh_host and \
+         ssh_port right?"
+    ))
+    .because(cause)
 }
 
 fn dial_one(address: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
@@ -286,6 +292,27 @@ fn unreachable(message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserved_address_is_not_dialled_whatever_its_name() {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // A whole number is resolved like a name.
+        for host in ["169.254.7.7", "2851997447"] {
+            let registered = SshTarget {
+                host: host.into(),
+                user: Some("me".into()),
+                ..SshTarget::default()
+            };
+            let options = SshOptions {
+                home: Some("/nowhere".into()),
+                ..SshOptions::default()
+            };
+            let target = Target::resolve(&registered, &options).expect("a target");
+            let error = dial(&target, &options.reach, deadline).expect_err("no connection");
+            assert!(!error.message.contains("169.254.7.7 is"), "{error}");
+            assert!(error.to_string().contains("allowed_addresses"), "{error}");
+        }
+    }
 
     #[test]
     fn the_algorithms_of_known_keys_come_first() {

@@ -228,12 +228,12 @@ impl Drop for RingOnDrop<'_> {
     }
 }
 
-fn reset(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, why.to_owned())
+fn io_error(refused: Refused) -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, refused.error)
 }
 
-fn io_error(refused: Refused) -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, refused.error.message)
+fn reset(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, why.to_owned())
 }
 
 impl State {
@@ -322,7 +322,7 @@ impl SessionThread {
                 refused
             }
             Err(refused) => {
-                tracing::warn!(host, error = refused.error.message, "no SSH session");
+                tracing::warn!(host, error = %refused.error.in_full(), "no SSH session");
                 self.shared.state().backoff.failed(&refused, options);
                 refused
             }

@@ -35,7 +35,7 @@ pub(super) async fn inspect(transport: &SshTransport, command: &HiveCommand) -> 
         Ok(more) => items.extend(more),
         Err(error) => items.push(Item::failed(
             "shell",
-            error.message,
+            error.in_full().into_owned(),
             "give the user a POSIX shell and a home on that machine",
         )),
     }
@@ -43,7 +43,7 @@ pub(super) async fn inspect(transport: &SshTransport, command: &HiveCommand) -> 
 }
 
 fn refused_items(refused: &Refused) -> Vec<Item> {
-    let message = refused.error.message.clone();
+    let message = refused.error.in_full().into_owned();
     let reached = || Item::ok("reachable", "sshd answers");
     let known = || Item::ok("host_key", "the host key is known");
     match refused.stage {

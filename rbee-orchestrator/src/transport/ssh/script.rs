@@ -55,7 +55,8 @@ pub(super) async fn run(host: &Host, body: &str, limit: Duration) -> Result<Said
             std::io::ErrorKind::TimedOut => Code::Timeout,
             _ => Code::HiveUnreachable,
         };
-        Error::new(code, error.to_string())
+        let said = error.downcast::<Error>();
+        said.unwrap_or_else(|error| Error::new(code, error.to_string()))
     })?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
