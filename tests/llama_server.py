@@ -28,6 +28,9 @@ def arguments():
     parser.add_argument("-c", "--ctx-size", type=int, default=0, help="tokens, over all slots")
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=0)
+    parser.add_argument("--sleep-idle-seconds", type=int, default=-1)
+    parser.add_argument("--sse-ping-interval", type=int, default=30, help="seconds")
+    parser.add_argument("-b", "--batch-size", type=int, default=2048)
     parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--pooling", choices=POOLING)
     parser.add_argument("--api-key", default=os.environ.get("LLAMA_API_KEY", ""), help="keys, with commas between")
@@ -45,6 +48,9 @@ def parameters(given):
     params.cpuparams.n_threads = given.threads
     params.embedding = given.embeddings
     params.endpoint_slots = True
+    params.sleep_idle_seconds = given.sleep_idle_seconds
+    params.sse_ping_interval = given.sse_ping_interval
+    params.n_batch = given.batch_size
     params.api_keys = [key for key in given.api_key.split(",") if key]
     if given.alias:
         params.model_alias = {given.alias}

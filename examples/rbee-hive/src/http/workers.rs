@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -41,17 +42,36 @@ pub(super) async fn spawn(
     Ok(Json(answer))
 }
 
-pub(super) async fn list(State(hive): State<Hive>) -> Json<Value> {
-    let workers = hive.registry.all();
-    let described = join_all(workers.iter().map(|worker| describe(&hive, worker))).await;
-    Json(json!({"workers": described}))
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    /// Whether the engines are to be asked what they do now.
+    #[serde(default)]
+    slots: bool,
 }
 
-async fn describe(hive: &Hive, worker: &Arc<Worker>) -> Value {
+pub(super) async fn list(
+    State(hive): State<Hive>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Value>> {
+    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let workers = hive.registry.all();
+    let described = workers
+        .iter()
+        .map(|worker| describe(&hive, worker, query.slots));
+    Ok(Json(json!({"workers": join_all(described).await})))
+}
+
+async fn describe(hive: &Hive, worker: &Arc<Worker>, asks: bool) -> Value {
     let (plan, now) = (&worker.plan, worker.now());
-    let free = match now.state {
-        WorkerState::Ready => worker::free_slots(hive, worker).await,
-        _ => 0,
+    let is_ready = now.state == WorkerState::Ready;
+    let activity = match is_ready && asks {
+        true => worker::activity(hive, worker).await,
+        false => None,
+    };
+    let free = match activity {
+        Some(activity) => activity.free_slots,
+        None if is_ready => now.slots_total,
+        None => 0,
     };
     let state = match now.state {
         WorkerState::Loading => "loading",
@@ -75,6 +95,9 @@ async fn describe(hive: &Hive, worker: &Arc<Worker>) -> Value {
     });
     if let Some(key) = &now.api_key {
         described["api_key"] = json!(key);
+    }
+    if let Some(activity) = activity {
+        described["sleeping"] = json!(activity.sleeps);
     }
     if let Some(process) = now.process {
         described["pid"] = json!(process.pid);

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub(crate) use address::WorkerHost;
 pub(crate) use adopt::{adopt_own, end_abandoned};
 pub(crate) use key::ApiKey;
-pub(crate) use probe::free_slots;
+pub(crate) use probe::activity;
 pub(crate) use spawn::{SpawnRequest, spawn};
 pub(crate) use supervise::forget;
 

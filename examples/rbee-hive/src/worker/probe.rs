@@ -26,18 +26,32 @@ pub(super) async fn total_slots(hive: &Hive, worker: &Worker) -> Option<u32> {
     (slots > 0).then_some(slots)
 }
 
-/// How many requests it could take now. Where the engine can't say, or not in time, all its
-/// slots: only the queen knows her leases.
-pub(crate) async fn free_slots(hive: &Hive, worker: &Worker) -> u32 {
-    let total = worker.now().slots_total;
-    let slots = get(hive, worker, "/slots", SLOTS_TIMEOUT).await;
-    let Some(Value::Array(slots)) = slots else {
-        return total;
-    };
-    let free = slots
-        .iter()
-        .filter(|slot| slot["is_processing"] == Value::Bool(false));
-    u32::try_from(free.count()).unwrap_or(total)
+/// What an engine does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Activity {
+    pub(crate) free_slots: u32,
+    /// It has let go of its model until a request comes.
+    pub(crate) sleeps: bool,
+}
+
+/// What an engine does now; `None` where it can't say, or not in time. llama-server's `/slots` wakes it, and,
+/// asked again and again, keeps it awake: so it is asked only when somebody wants to know, and only where
+/// `/props` says that it is awake.
+pub(crate) async fn activity(hive: &Hive, worker: &Worker) -> Option<Activity> {
+    let props = get(hive, worker, "/props", SLOTS_TIMEOUT).await?;
+    if props["is_sleeping"] == Value::Bool(true) {
+        return Some(Activity {
+            free_slots: worker.now().slots_total,
+            sleeps: true,
+        });
+    }
+    let slots = get(hive, worker, "/slots", SLOTS_TIMEOUT).await?;
+    let is_free = |slot: &&Value| slot["is_processing"] == Value::Bool(false);
+    let free = slots.as_array()?.iter().filter(is_free).count();
+    Some(Activity {
+        free_slots: u32::try_from(free).ok()?,
+        sleeps: false,
+    })
 }
 
 async fn get(hive: &Hive, worker: &Worker, path: &str, timeout: Duration) -> Option<Value> {

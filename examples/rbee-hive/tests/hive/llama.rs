@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -87,6 +88,39 @@ async fn llama_server_chats_completes_and_embeds_under_a_hive() {
     hive.stop_worker("w").await;
     hive.worker_gone("w").await;
     home.no_engine_is_left().await;
+}
+
+#[tokio::test]
+async fn a_list_of_workers_neither_wakes_an_engine_nor_keeps_it_awake() {
+    let server = needed("RBEE_LLAMA_SERVER", "a llama-server");
+    let model = needed("RBEE_TEST_MODEL", "a small instruct model (.gguf)");
+    let home = Home::new().env("RBEE_LLAMA_SERVER", server.to_str().unwrap());
+    std::os::unix::fs::symlink(model, home.path("models/smollm2.gguf")).unwrap();
+    home.configure("allowed_args = [\"--sleep-idle-seconds\"]");
+    let hive = home.start().await;
+    let body = json!({"model_ref": "file:smollm2.gguf", "worker_id": "w", "slots": 2,
+        "args": ["--sleep-idle-seconds", "2"]});
+    let (status, answer) = hive.post("/v1/workers/spawn", &body).await;
+    assert_eq!(status, 200, "{answer}");
+    hive.worker_in("w", "idle").await;
+    let list = async |path: &str| hive.get(path).await.unwrap()["workers"][0].clone();
+
+    // Asked as often as a queen never does, the engine goes to sleep, and stays so.
+    let began = Instant::now();
+    while list("/v1/workers/list?slots=true").await["sleeping"] != true {
+        assert!(began.elapsed() < Duration::from_secs(60), "it never sleeps");
+        for _ in 0..30 {
+            assert_eq!(list("/v1/workers/list").await["state"], "idle");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let asleep = list("/v1/workers/list?slots=true").await;
+    assert_eq!(
+        (&asleep["sleeping"], &asleep["slots_available"]),
+        (&json!(true), &json!(2))
+    );
+    let refused = hive.get("/v1/workers/list?slots=maybe").await;
+    assert_eq!(refused, None);
 }
 
 fn resident_bytes(worker: &Value) -> u64 {
