@@ -1,7 +1,7 @@
 # What a person does with this repository; `make` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart run test chaos bench bench-store bench-fleet lint fmt doc clean
+.PHONY: help quickstart run test chaos bench bench-store bench-fleet bench-lists lint fmt doc clean
 
 # The prompt goes on as it was typed: in the environment, past make's and the shell's expansions.
 export RBEE_PROMPT := $(value PROMPT)
@@ -53,6 +53,10 @@ bench-fleet: ## Measure hives on other machines: make bench-fleet [ARGS=--quick]
 	@tests/parts.sh --tests
 	$(BENCHES)
 	$(WITH_PARTS) RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/release/bench-fleet $(ARGS)
+
+bench-lists: ## Measure lists of many tasks and look-ups: make bench-lists [ARGS=--quick]
+	$(BENCHES)
+	RBEE_TEST_BUILT=1 $${CARGO_TARGET_DIR:-target}/release/bench-lists $(ARGS)
 
 lint: ## Check format and lints
 	cargo fmt --all --check

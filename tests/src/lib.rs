@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_fleet;
+pub mod bench_lists;
 pub mod bench_store;
 pub mod chaos;
 pub mod clock;

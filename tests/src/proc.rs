@@ -2,6 +2,7 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::io;
 
 /// What a process and its descendants have used so far.
 #[derive(Default, Clone, Copy, Debug)]
@@ -119,6 +120,21 @@ pub fn usage(pids: &[u32]) -> Usage {
     sum
 }
 
+/// The most that a process had resident at once since [`forget_peak`] or its start, in KiB.
+#[must_use]
+pub fn peak_rss_kb(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    status.map_or(0, |status| field(&status, "VmHWM:"))
+}
+
+/// Lets [`peak_rss_kb`] begin anew.
+///
+/// # Errors
+/// When the process is gone or another user's.
+pub fn forget_peak(pid: u32) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
 /// A process, as a failing test shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -212,6 +228,11 @@ mod tests {
         let usage = usage(&[std::process::id()]);
         assert_eq!(usage.procs, 1);
         assert!(usage.rss_kb > 100);
+        forget_peak(std::process::id()).expect("it is our own");
+        let peak = peak_rss_kb(std::process::id());
+        let large = std::hint::black_box(vec![1_u8; 32 << 20]);
+        assert!(peak_rss_kb(std::process::id()) > peak + 20_000);
+        drop(large);
         let sockets = || open_files(std::process::id()).1;
         let before = sockets();
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0));

@@ -32,6 +32,7 @@ mod read;
 mod registration;
 mod routes;
 mod serve;
+mod task_view;
 mod tasks;
 mod tenants;
 mod workers;

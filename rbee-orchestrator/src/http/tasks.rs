@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::openai::event_stream;
+use super::task_view::{List, Single};
 use super::{Context, answer, options, read};
 use crate::domain::{
-    Constraints, EventId, HiveId, JobFilter, JobId, JobRecord, JobState, ModelRef, Priority,
-    Sampling, SessionId, TaskInput, TaskRequest, TenantId,
+    Constraints, EventId, HiveId, JobFilter, JobId, JobState, ModelRef, Priority, Sampling,
+    SessionId, TaskInput, TaskRequest, TenantId,
 };
 use crate::error::{Code, Error, Result};
 use crate::relay::openai::missing;
@@ -165,7 +166,7 @@ async fn finished(
         return Ok(answer::error(&error, false, context.correlation_id));
     }
     let record = context.orchestrator.task(stream.job()).await?;
-    Ok(answer::ok(&whole(context, &record)))
+    Ok(answer::ok(&Single::new(context, &record)))
 }
 
 fn job_id(context: &Context<'_>) -> Result<JobId> {
@@ -178,7 +179,7 @@ fn job_id(context: &Context<'_>) -> Result<JobId> {
 /// `GET /v2/tasks/{id}`.
 pub(super) async fn get(context: &Context<'_>) -> Result<Response<Body>> {
     let record = context.orchestrator.task(job_id(context)?).await?;
-    Ok(answer::ok(&whole(context, &record)))
+    Ok(answer::ok(&Single::new(context, &record)))
 }
 
 /// `DELETE /v2/tasks/{id}`, `POST /v2/tasks/{id}/cancel`.
@@ -241,59 +242,5 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>> {
         .orchestrator
         .tasks(&filter, limit, after.as_deref())
         .await?;
-    let tasks: Vec<Value> = page.jobs.iter().map(object).collect();
-    let mut whole = json!({"tasks": tasks, "next": page.next});
-    if !page.unreadable.is_empty() {
-        whole["unreadable"] = json!(page.unreadable);
-    }
-    Ok(answer::ok(&whole))
-}
-
-/// A task as clients see it where it alone is asked for.
-fn whole(context: &Context<'_>, job: &JobRecord) -> Value {
-    let mut whole = object(job);
-    let place = context.orchestrator.queue_place(job.id);
-    whole["result"] = job.result.clone().into();
-    whole["thinking"] = job.thinking.clone().into();
-    whole["waits_for"] = context.orchestrator.waits_for(job.id).into();
-    whole["queue_position"] = place.map(|place| place.position).into();
-    let wait = place.and_then(|place| place.wait);
-    whole["estimated_wait_ms"] = wait.map(answer::millis).into();
-    whole
-}
-
-/// A task as clients see it in a list: without its text.
-fn object(job: &JobRecord) -> Value {
-    let placed = job.placed.as_ref();
-    let error = job
-        .error_code
-        .as_ref()
-        .map(|code| json!({"code": code, "message": job.error_message}));
-    json!({
-        "job_id": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "model": job.model,
-        "priority": job.priority,
-        "asynchronous": job.asynchronous,
-        "tenant_id": job.tenant,
-        "session_id": job.session,
-        "idempotency_key": job.idempotency_key,
-        "submitted_at": job.submitted_at,
-        "started_at": job.started_at,
-        "not_before": job.not_before,
-        "ended_at": job.ended_at,
-        "attempts": job.attempt,
-        "worker_id": placed.map(|placed| &placed.worker),
-        "hive_id": placed.and_then(|placed| placed.hive.as_ref()),
-        "placed_because": placed.map(|placed| &placed.why),
-        "tokens_in": job.usage.map(|usage| usage.tokens_in),
-        "tokens_out": job.usage.map(|usage| usage.tokens_out),
-        "usage_estimated": job.usage.map(|usage| usage.estimated),
-        "inference_ms": job.times.inference_ms,
-        "slot_ms": job.times.slot_ms,
-        "stop_reason": job.stop,
-        "error": error,
-        "correlation_id": job.correlation_id,
-    })
+    Ok(answer::ok(&List::from(&page)))
 }

@@ -5,6 +5,7 @@
 //! Every measurement starts its processes anew, so that none inherits another's memory. Client,
 //! proxy and engine share the machine: absolute numbers say little, shares of nginx's say more.
 
+pub(crate) mod compared;
 mod leaving;
 mod nginx;
 mod shape;

@@ -1,6 +1,6 @@
 //! From the registration of a machine to its first token.
 
-use super::table::{Aim, Found};
+use crate::bench::compared::{Aim, Found};
 use crate::harness::{Client, EventStream, Home, until};
 use crate::machines::{Machine, Network};
 use anyhow::{Context, Result, ensure};

@@ -1,6 +1,6 @@
 //! How soon the queen notices that a machine or a hive is dead.
 
-use super::table::{Aim, Found};
+use crate::bench::compared::{Aim, Found};
 use crate::harness::{Event, Home, Queen, until};
 use crate::machines::Network;
 use anyhow::{Context, Result, ensure};

@@ -1,6 +1,6 @@
 //! What the monitoring of many hives costs.
 
-use super::table::{Aim, Found};
+use crate::bench::compared::{Aim, Found};
 use crate::harness::{Home, Queen, until};
 use crate::proc;
 use anyhow::{Context, Result, ensure};

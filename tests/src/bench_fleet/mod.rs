@@ -8,13 +8,12 @@ mod cold;
 mod dying;
 mod many;
 mod relay;
-mod table;
 
+use crate::bench::compared::{self, Row};
 use crate::bench::machine;
 use crate::harness::daemon::raise_open_files;
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use table::Row;
 
 /// Measures hives on other machines.
 #[derive(Parser, Debug)]
@@ -61,10 +60,10 @@ pub fn run(args: &Args) -> Result<()> {
                 Part::Dying => dying::measure()?,
                 Part::Many => many::measure(args.quick)?,
             };
-            table::add(&mut rows, found);
+            compared::add(&mut rows, found);
         }
     }
-    println!("{}", table::table(&rows));
+    println!("{}", compared::table(&rows));
     if args.quick {
         println!("One short round: it shows that everything works, and no speed.");
     }

@@ -1,6 +1,6 @@
 //! Streams through the tunnel, beside the same streams over plain HTTP.
 
-use super::table::{Aim, Found};
+use crate::bench::compared::{Aim, Found};
 use crate::harness::{Home, Queen, programs, until};
 use crate::machines::{Machine, Network};
 use anyhow::{Context, Result, ensure};

@@ -1,4 +1,5 @@
-//! A plain HTTP client for tests: every request on a connection of its own, every status an answer.
+//! A plain HTTP client for tests: every request on a connection of its own unless it is told
+//! otherwise, every status an answer.
 
 use super::events::EventStream;
 use anyhow::{Context, Result};
@@ -46,10 +47,21 @@ impl Client {
     /// A client of the server at `base`, `http://host:port`.
     #[must_use]
     pub fn new(base: &str) -> Self {
+        Client::with_idle_connections(base, 0)
+    }
+
+    /// The same, but connections are kept and used again, also by its clones.
+    #[must_use]
+    pub fn keeping_alive(base: &str) -> Self {
+        Client::with_idle_connections(base, 64)
+    }
+
+    fn with_idle_connections(base: &str, most: usize) -> Self {
         const LONGEST_TEST: Duration = Duration::from_secs(120);
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .max_idle_connections(0)
+            .max_idle_connections(most)
+            .max_idle_connections_per_host(most)
             .proxy(None)
             .timeout_global(Some(LONGEST_TEST));
         Client {

@@ -15,8 +15,13 @@ use crate::error::{Error, Result};
 /// a thread and a page cache.
 const CONNECTIONS: usize = 4;
 
-/// Lists that are read at once: the other connections are for those who look one thing up.
+/// Lists that are read at once, at most: the other connections are for those who look one thing up.
 const LISTS: usize = 2;
+
+/// How many lists are read at once on a machine with so many cores: half of these are for others.
+fn lists(cores: usize) -> usize {
+    (cores / 2).clamp(1, LISTS)
+}
 
 /// A pool of connections that can't write.
 pub(super) struct Reads {
@@ -43,9 +48,10 @@ impl Reads {
             })
         });
         let pool = builder.post_create(prepare).build();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Reads {
             pool: pool.map_err(|error| Error::internal(format!("no pool: {error}")))?,
-            lists: Semaphore::new(LISTS),
+            lists: Semaphore::new(lists(cores)),
             runtime: Handle::current(),
             faults,
         })
@@ -92,4 +98,15 @@ impl Drop for Reads {
 fn prepare(db: &Connection, busy_timeout: Duration) -> rusqlite::Result<()> {
     db.busy_timeout(busy_timeout)?;
     db.pragma_update(None, "query_only", true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_leave_half_of_the_cores_and_of_the_connections_to_others() {
+        assert_eq!([1, 2, 3, 4, 64].map(lists), [1, 1, 1, 2, 2]);
+        const { assert!(LISTS < CONNECTIONS) };
+    }
 }

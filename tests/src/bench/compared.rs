@@ -1,20 +1,20 @@
-//! The result as a Markdown table.
+//! What was measured beside a reference, as a Markdown table.
 
-use crate::bench::{cell, median};
+use super::{cell, median};
 use std::fmt::Write;
 
 /// One thing that was measured, beside what it is compared with.
-pub(super) struct Found {
-    pub(super) what: &'static str,
-    pub(super) unit: &'static str,
-    pub(super) reference: Option<f64>,
-    pub(super) queen: f64,
-    pub(super) aim: Aim,
+pub(crate) struct Found {
+    pub(crate) what: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) reference: Option<f64>,
+    pub(crate) queen: f64,
+    pub(crate) aim: Aim,
 }
 
 /// What the project wants it to be.
 #[derive(Clone, Copy)]
-pub(super) enum Aim {
+pub(crate) enum Aim {
     /// Nothing was set
     None,
     /// At least this share of the reference
@@ -47,7 +47,7 @@ impl Aim {
 }
 
 /// The rounds of one thing.
-pub(super) struct Row {
+pub(crate) struct Row {
     what: &'static str,
     unit: &'static str,
     reference: Vec<f64>,
@@ -71,7 +71,7 @@ impl Row {
 }
 
 /// Takes a round in.
-pub(super) fn add(rows: &mut Vec<Row>, found: Vec<Found>) {
+pub(crate) fn add(rows: &mut Vec<Row>, found: Vec<Found>) {
     for one in found {
         let at = rows.iter().position(|row| row.what == one.what);
         let at = at.unwrap_or_else(|| {
@@ -89,7 +89,7 @@ pub(super) fn add(rows: &mut Vec<Row>, found: Vec<Found>) {
     }
 }
 
-pub(super) fn table(rows: &[Row]) -> String {
+pub(crate) fn table(rows: &[Row]) -> String {
     let mut out = String::from(
         "| what | unit | reference | queen | ratio | aim | met |\n|---|---|---:|---:|---:|---|---|\n",
     );
