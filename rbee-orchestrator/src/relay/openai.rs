@@ -295,16 +295,16 @@ mod tests {
     #[test]
     fn a_body_whose_usage_nobody_asks_for_changes_in_one_value() {
         for (body, lacks_options) in [
-            (r#"{"model":"m","messages":[],"stream":true}"#, true),
+            (r#"{"model":"m","messages":[{}],"stream":true}"#, true),
             (
-                r#"{"model":"m","messages":[],"stream":true,"stream_options":null}"#,
+                r#"{"model":"m","messages":[{}],"stream":true,"stream_options":null}"#,
                 true,
             ),
             (
-                r#"{"model":"m","messages":[],"stream":true,"stream_options":{}}"#,
+                r#"{"model":"m","messages":[{}],"stream":true,"stream_options":{}}"#,
                 false,
             ),
-            (r#"{"model":"m","messages":[]}"#, false),
+            (r#"{"model":"m","messages":[{}]}"#, false),
         ] {
             let read = RequestBody::read(body.into(), Input::Messages).unwrap();
             assert_eq!(read.lacks_options(), lacks_options, "{body}");
