@@ -1,6 +1,7 @@
 //! Whole answers count against a bound until their clients have taken them.
 
 use rbee_tests::harness::{Home, Queen, RawEngine, Reply, assert_error, eventually, raw};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use serde_json::json;
 use std::net::TcpStream;
 use std::time::Duration;
@@ -58,10 +59,13 @@ impl House {
         self.queen.ask(CHAT, &Self::body())
     }
 
-    /// A client that never reads.
+    /// A client that never reads, and whose system takes little in its place: it may be ready to take
+    /// tens of MiB.
     fn idler(&self) -> TcpStream {
         let body = Self::body().to_string();
-        raw::post(&self.queen, CHAT, &[], &body).expect("a connection")
+        let stream = raw::connect(&self.queen).expect("a connection");
+        set_socket_recv_buffer_size(&stream, 64 << 10).expect("any size");
+        raw::post_on(stream, &self.queen, CHAT, &[], &body).expect("it is sent")
     }
 }
 

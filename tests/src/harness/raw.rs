@@ -30,7 +30,20 @@ pub fn post(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Result<TcpStream> {
-    let mut stream = connect(client)?;
+    post_on(connect(client)?, client, path, headers, body)
+}
+
+/// The same, on a connection that is there.
+///
+/// # Errors
+/// When it cannot be sent.
+pub fn post_on(
+    mut stream: TcpStream,
+    client: &Client,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<TcpStream> {
     let mut head = format!("POST {path} HTTP/1.1\r\nconnection: close\r\n");
     if !headers.iter().any(|(name, _)| *name == "host") {
         let host = client.base().trim_start_matches("http://");
