@@ -4,6 +4,7 @@ use rbee_tests::harness::{Home, Hub, Launch, Queen, SmallDisk, assert_error, unt
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -88,6 +89,37 @@ fn the_least_recently_used_model_makes_room_even_after_a_restart() {
         "{events:?}"
     );
     assert_eq!(listed(&queen), ["b.stub", "c.stub"]);
+}
+
+#[test]
+fn a_model_in_a_linked_folder_runs_and_is_never_removed() {
+    let Some((home, disk)) = home() else { return };
+    let hub = hub();
+    let elsewhere = home.path().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("the folder is ours");
+    let kept = elsewhere.join("a.stub");
+    fs::write(&kept, vec![b'#'; 3 * MIB]).expect("there is room");
+    let organisation = disk.path().join("hf/org");
+    fs::create_dir_all(&organisation).expect("there is room");
+    symlink(&elsewhere, organisation.join("linked")).expect("a link");
+    let queen = queen_with(&home, &hub, &disk).start();
+    let linked = json!({"model": "org/linked/a.stub"});
+    let mut first = task("a");
+    first["model"] = linked["model"].clone();
+    assert_eq!(queen.ask("/v2/tasks", &first).status, 200);
+    let worker = json!({"worker_id": queen.workers()[0]["worker_id"]});
+    queen.ask("/v2/workers/shutdown", &worker);
+    // It was used least recently, and is not what makes room.
+    run(&queen, &["a", "b", "c"]);
+    assert_eq!(listed(&queen), ["b.stub", "c.stub"]);
+    let list = queen.look("/v2/models/list").json();
+    let mut models = list["models"].as_array().expect("a list").iter();
+    let there = models.find(|model| model["model_ref"] == "hf:org/linked/a.stub");
+    assert_eq!(there.map(|model| &model["removable"]), Some(&json!(false)));
+    let reply = queen.ask("/v2/models/remove", &linked);
+    let said = ["outside of the models folder", "take the link away"];
+    assert_error(&reply, 409, "CONFLICT", &said);
+    assert!(kept.exists());
 }
 
 #[test]

@@ -121,7 +121,9 @@ impl Brain {
             let mut names = aliases.chain([model.as_str()]);
             names.any(|name| wanted.contains(name))
         };
-        if !model.is_fetchable() {
+        if !there.removable {
+            Some("lies elsewhere")
+        } else if !model.is_fetchable() {
             Some("can't be fetched again")
         } else if pinned.into_iter().any(is_pinned) {
             Some("is pinned")

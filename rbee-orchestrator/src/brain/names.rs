@@ -151,6 +151,7 @@ mod tests {
             aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
             size_bytes: 0,
             vram_bytes: None,
+            removable: true,
             local_path: None,
         }
     }

@@ -176,6 +176,7 @@ fn take_in(hive: &mut Hive, fetch: &Fetch, local_path: Option<String>) -> Result
                 aliases: Vec::new(),
                 size_bytes: fetch.bytes_total,
                 vram_bytes: None,
+                removable: true,
                 local_path,
             });
             Ok(())

@@ -260,7 +260,14 @@ pub struct HiveModel {
     /// Memory it needs when loaded, in bytes, if the hive can tell.
     #[serde(default)]
     pub vram_bytes: Option<u64>,
+    /// Whether its removal gives its room on the disk back.
+    #[serde(default = "yes")]
+    pub removable: bool,
     /// Its file on the hive's machine, for a hive that must be told with each spawn: older ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_path: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }

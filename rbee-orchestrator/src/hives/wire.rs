@@ -279,6 +279,7 @@ fn read_model(model: &Value) -> Option<HiveModel> {
             .collect(),
         size_bytes: number(model, &["size_bytes"]).unwrap_or(0),
         vram_bytes: number(model, &["vram_bytes"]),
+        removable: model["removable"].as_bool().unwrap_or(true),
         local_path: None,
     })
 }

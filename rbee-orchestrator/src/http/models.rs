@@ -31,6 +31,7 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>> {
             "aliases": model.aliases,
             "node": model.node.as_ref().map_or("", HiveId::as_str),
             "size_bytes": model.size_bytes,
+            "removable": model.removable,
             "state": if model.loaded { "loaded" } else { "available" },
         })
     });
@@ -45,6 +46,7 @@ pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>> {
             "aliases": [],
             "node": hive,
             "size_bytes": total,
+            "removable": false,
             "state": "downloading",
             "bytes_downloaded": bytes,
         }));

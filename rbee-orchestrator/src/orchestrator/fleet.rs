@@ -32,6 +32,8 @@ pub struct ModelInfo {
     pub node: Option<HiveId>,
     /// Size on disk in bytes; 0 when unknown.
     pub size_bytes: u64,
+    /// Whether its removal gives its room on the disk back.
+    pub removable: bool,
     /// Whether a worker serves it now.
     pub loaded: bool,
 }
@@ -202,6 +204,7 @@ impl Orchestrator {
                         aliases: brain.aliases(&model.model_ref),
                         node: Some(hive.id().clone()),
                         size_bytes: model.size_bytes,
+                        removable: model.removable,
                         loaded: is_loaded(&model.model_ref, Some(hive.id())),
                     };
                     models.insert((info.model_ref.clone(), info.node.clone()), info);
@@ -219,6 +222,7 @@ impl Orchestrator {
                         aliases: brain.aliases(&spec.model),
                         node: spec.hive.clone(),
                         size_bytes: 0,
+                        removable: false,
                         loaded: worker.ready,
                     });
             }

@@ -66,6 +66,21 @@ fn what_was_used_least_recently_goes_first() {
 }
 
 #[test]
+fn a_model_that_lies_elsewhere_neither_goes_nor_counts() {
+    let mut world = world(|_| ());
+    let mut report = report(&[device(0, "cpu", 64)]);
+    report.models = models();
+    report.models[0].removable = false;
+    world.report("a", report, Vec::new());
+    used(&mut world, &[X, Y, Z]);
+    let refused = victims(&mut world, 3).unwrap_err();
+    for said in ["would free 2048 MiB", "hf:org/x/m.gguf lies elsewhere"] {
+        assert!(refused.contains(said), "{refused}");
+    }
+    assert_eq!(victims(&mut world, 1).unwrap(), [Y]);
+}
+
+#[test]
 fn what_was_used_least_often_goes_first_where_that_is_set() {
     let mut world = world(|config| config.hives.model_eviction = ModelEviction::Lfu);
     used(&mut world, &[X, X, Z, Z, Y]);

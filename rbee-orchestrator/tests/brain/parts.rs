@@ -65,6 +65,7 @@ pub(crate) fn on_disk(name: &str, aliases: &[&str], gib: u64) -> HiveModel {
         aliases: aliases.iter().map(|&a| a.to_owned()).collect(),
         size_bytes: gib * GIB,
         vram_bytes: Some(gib * GIB),
+        removable: true,
         local_path: None,
     }
 }

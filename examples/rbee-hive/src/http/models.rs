@@ -39,6 +39,7 @@ pub(super) fn describe(hive: &Hive) -> Vec<Value> {
                 "aliases": model.aliases,
                 "size_bytes": model.size_bytes,
                 "vram_bytes": model.memory(rules.slots, rules.context),
+                "removable": model.removable,
                 "local_path": model.path,
             })
         })

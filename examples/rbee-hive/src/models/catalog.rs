@@ -12,6 +12,7 @@ use super::hub::HubRef;
 use super::known::{Current, Known};
 use super::memory;
 use super::naming::{self, by_address, by_repository};
+use super::removal::{self, Home};
 use super::source::{SourceRef, check_name};
 use super::split::Split;
 use super::web::{self, WebRef};
@@ -33,6 +34,8 @@ pub(crate) struct Model {
     /// The first file of a split model.
     pub(crate) path: PathBuf,
     pub(crate) size_bytes: u64,
+    /// Whether its removal gives its room back.
+    pub(crate) removable: bool,
     header: Option<Header>,
 }
 
@@ -111,6 +114,10 @@ impl Catalog {
             .filter_map(|path| self.model(path, &naming::reference(&self.folder, path)?, &parts))
             .collect();
         self.add_files_of_aliases(&mut models);
+        let mut home = Home::of(&self.folder);
+        for model in &mut models {
+            model.removable = home.gets_room_of(&model.path);
+        }
         naming::name(&mut models, &self.known.get().aliases, &self.folder);
         models.sort_by(|a, b| a.model_ref.cmp(&b.model_ref));
         models
@@ -175,33 +182,7 @@ impl Catalog {
 
     /// Deletes a model's files; gives the bytes that this frees.
     pub(crate) fn remove(&self, model: &Model) -> Result<u64> {
-        // The folder that it is really in: one in the models folder may be a link to anywhere. A file that is a
-        // link itself is deleted as a link.
-        let real = |path: &Path| fs::canonicalize(path).ok();
-        let home = model.path.parent().and_then(real);
-        let is_inside = home
-            .zip(real(&self.folder))
-            .is_some_and(|(home, all)| home.starts_with(all));
-        if !is_inside || !model.path.starts_with(&self.folder) {
-            return Err(ApiError::invalid(format!(
-                "{} lies outside of the models folder; delete it yourself",
-                model.path.display()
-            )));
-        }
-        let _ = fs::remove_file(web::beside(&model.path));
-        for file in Split::files(&model.path) {
-            fs::remove_file(&file).map_err(|error| {
-                ApiError::internal(format!("can't delete {}: {error}", file.display()))
-            })?;
-        }
-        let above = model.path.ancestors().skip(1);
-        for folder in above.take_while(|folder| *folder != self.folder) {
-            // Fails, as it should, for a folder with something in it.
-            if fs::remove_dir(folder).is_err() {
-                break;
-            }
-        }
-        Ok(model.size_bytes)
+        removal::remove(&self.folder, model)
     }
 
     fn by_path<'m>(&self, models: &'m [Model], path: &str) -> Result<Option<&'m Model>> {
@@ -209,9 +190,10 @@ impl Catalog {
         let wanted: PathBuf = self.folder.join(path).components().collect();
         let real = |path: &Path| fs::canonicalize(path).ok();
         let wanted_real = real(&wanted);
-        let found = models.iter().find(|model| {
-            model.path == wanted || (wanted_real.is_some() && real(&model.path) == wanted_real)
-        });
+        let is_there = |model: &&Model| model.path == wanted;
+        let is_same = |model: &&Model| wanted_real.is_some() && real(&model.path) == wanted_real;
+        let found = models.iter().find(is_there);
+        let found = found.or_else(|| models.iter().find(is_same));
         let is_inside = wanted.starts_with(&self.folder)
             || real(&self.folder).is_some_and(|folder| wanted.starts_with(folder));
         if found.is_none() && !is_inside {
@@ -266,6 +248,7 @@ impl Catalog {
             aliases: Vec::new(),
             path: path.to_owned(),
             size_bytes,
+            removable: false,
             header: self.header(path, first.len(), first.modified().ok()),
         })
     }

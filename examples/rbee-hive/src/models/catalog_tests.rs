@@ -119,11 +119,55 @@ fn a_model_in_a_linked_folder_is_not_deleted_and_of_a_linked_file_only_the_link_
     link(&pointed_to, "link.gguf");
     link(folder.path(), "itself");
     let remove = |name: &str| catalog.remove(&catalog.find(name, "").unwrap());
+    let listed = catalog.models().into_iter();
+    let listed: Vec<_> = listed
+        .map(|model| (model.model_ref, model.removable))
+        .collect();
+    let expected = [
+        ("file:link.gguf", false),
+        ("file:linked/kept.gguf", false),
+        ("file:own.gguf", true),
+    ];
+    for (model_ref, removable) in expected {
+        let model = (model_ref.to_owned(), removable);
+        assert!(listed.contains(&model), "{model:?} in {listed:?}");
+    }
     let error = remove("file:linked/kept.gguf").unwrap_err();
-    assert!(error.message.contains("outside"), "{}", error.message);
-    remove("file:link.gguf").unwrap();
+    assert_eq!((error.status.as_u16(), &*error.code), (409, "CONFLICT"));
+    for path in [
+        folder.path().join("linked"),
+        fs::canonicalize(&kept).unwrap(),
+    ] {
+        let path = path.display().to_string();
+        assert!(error.message.contains(&path), "{}", error.message);
+    }
+    assert_eq!(
+        remove("file:link.gguf").unwrap(),
+        0,
+        "the link's target stays"
+    );
     assert!(kept.exists() && pointed_to.exists());
     assert!(!folder.path().join("link.gguf").exists());
-    remove("file:own.gguf").unwrap();
+    assert_eq!(remove("file:own.gguf").unwrap(), 5);
     assert!(!folder.path().join("own.gguf").exists());
+}
+
+#[test]
+fn a_file_that_an_alias_names_elsewhere_or_that_has_another_name_gives_no_room() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let far = elsewhere.path().join("far.gguf");
+    fs::write(&far, b"12345").unwrap();
+    let alias = format!("file:{}", far.display());
+    let (folder, catalog) = catalog(&["one.gguf"], &[("far", &alias)]);
+    let (one, two) = (
+        folder.path().join("one.gguf"),
+        elsewhere.path().join("two.gguf"),
+    );
+    fs::hard_link(&one, &two).unwrap();
+    assert!(catalog.models().iter().all(|model| !model.removable));
+    let remove = |name: &str| catalog.remove(&catalog.find(name, "").unwrap());
+    let error = remove("far").unwrap_err();
+    assert!(error.message.contains("alias"), "{}", error.message);
+    assert_eq!(remove("file:one.gguf").unwrap(), 0);
+    assert!(far.exists() && two.exists() && !one.exists());
 }

@@ -11,6 +11,7 @@ mod memory;
 mod naming;
 mod progress;
 mod reach;
+mod removal;
 mod server;
 mod source;
 mod split;

@@ -151,6 +151,7 @@ fn capabilities() -> Capabilities {
             aliases: vec!["a".into()],
             size_bytes: 7,
             vram_bytes: Some(8),
+            removable: false,
             local_path: Some("/m/a.gguf".into()),
         }],
         disk_free_bytes: Some(9),
