@@ -16,7 +16,10 @@ const AIM_MS: f64 = 20.0;
 /// What a page may be, and what the queen may need more for it, in MiB.
 const AIM_MIB: f64 = 8.0;
 
-/// A list with few pages is read again until it was so many.
+/// How often each list is read. Of a page the best time counts: the others tell of the machine's other work.
+const READINGS: usize = 3;
+
+/// A list with few pages is read again until it was so many, for the average of the CPU.
 const LEAST_PAGES: usize = 50;
 
 /// A list that is asked for.
@@ -28,52 +31,52 @@ pub(super) struct List {
 
 pub(super) const LISTS: [List; 10] = [
     List {
-        what: "a page of all tasks, p99",
+        what: "the slowest page of all tasks",
         query: "",
         has: |_| true,
     },
     List {
-        what: "of those of a state that most have, p99",
+        what: "of those of a state that most have",
         query: "&state=complete",
         has: |kind| kind.state == JobState::Complete,
     },
     List {
-        what: "of those of a state that few have, p99",
+        what: "of those of a state that few have",
         query: "&state=failed",
         has: |kind| kind.state == JobState::Failed,
     },
     List {
-        what: "of those of a state that none has, p99",
+        what: "of those of a state that none has",
         query: "&state=running",
         has: |kind| kind.state == JobState::Running,
     },
     List {
-        what: "of those of a model, p99",
+        what: "of those of a model",
         query: "&model=file:common-3.gguf",
         has: |kind| kind.model == "file:common-3.gguf",
     },
     List {
-        what: "of those of a model that few have, p99",
+        what: "of those of a model that few have",
         query: "&model=file:rare.gguf",
         has: |kind| kind.model == RARE_MODEL,
     },
     List {
-        what: "of those of a tenant, p99",
+        what: "of those of a tenant",
         query: "&tenant=tenant-3",
         has: |kind| kind.tenant == "tenant-3",
     },
     List {
-        what: "of those of a tenant that has none, p99",
+        what: "of those of a tenant that has none",
         query: "&tenant=nobody",
         has: |kind| kind.tenant == "nobody",
     },
     List {
-        what: "of those whose results are 1 MB each, p99",
+        what: "of those whose results are 1 MB each",
         query: "&tenant=reports",
         has: |kind| kind.tenant == LARGE_TENANT,
     },
     List {
-        what: "of those of a state, a model and a tenant, p99",
+        what: "of those of a state, a model and a tenant",
         query: "&state=failed&model=file:rare.gguf&tenant=tenant-1",
         has: |kind| {
             kind.state == JobState::Failed && kind.model == RARE_MODEL && kind.tenant == "tenant-1"
@@ -84,7 +87,10 @@ pub(super) const LISTS: [List; 10] = [
 /// Pages that were read.
 #[derive(Default)]
 struct Pages {
+    /// What each reading took
     took_ms: Vec<f64>,
+    /// What each page took at best
+    best_ms: Vec<f64>,
     /// What the queen computed for all of them
     cpu_ms: f64,
     largest: usize,
@@ -96,17 +102,23 @@ impl Pages {
     fn cpu(&self) -> f64 {
         self.cpu_ms / self.took_ms.len() as f64
     }
+
+    /// What the page took at best that took longest, in milliseconds.
+    fn slowest(&self) -> f64 {
+        self.best_ms.iter().copied().fold(0.0, f64::max)
+    }
 }
 
 pub(super) fn measure(many: &Stage, few: &Stage) -> Result<Vec<Found>> {
     let mut all = Vec::new();
     let (mut largest, mut grown, mut cpu) = (0, 0_u64, Vec::new());
+    let (mut took, mut reference_took) = (Vec::new(), Vec::new());
     for list in &LISTS {
-        let mut reference = read(&few.queen, few.filled.0.len(), "")?;
+        let reference = read(&few.queen, few.filled.0.len(), "")?;
         let listed = many.filled.0.iter().filter(|(_, kind)| (list.has)(kind));
         let before = proc::usage(&[many.queen.pid()]).rss_kb;
         proc::forget_peak(many.queen.pid())?;
-        let mut pages = read(&many.queen, listed.count(), list.query)?;
+        let pages = read(&many.queen, listed.count(), list.query)?;
         let peak = proc::peak_rss_kb(many.queen.pid());
         grown = grown.max(peak.saturating_sub(before));
         largest = largest.max(pages.largest);
@@ -114,11 +126,20 @@ pub(super) fn measure(many: &Stage, few: &Stage) -> Result<Vec<Found>> {
         all.push(Found {
             what: list.what,
             unit: "ms",
-            reference: Some(percentile(&mut reference.took_ms, 99)?),
-            queen: percentile(&mut pages.took_ms, 99)?,
+            reference: Some(reference.slowest()),
+            queen: pages.slowest(),
             aim: Aim::Below(AIM_MS),
         });
+        reference_took.extend(reference.took_ms);
+        took.extend(pages.took_ms);
     }
+    all.push(Found {
+        what: "any of these pages, each reading counted, p99",
+        unit: "ms",
+        reference: Some(percentile(&mut reference_took, 99)?),
+        queen: percentile(&mut took, 99)?,
+        aim: Aim::Below(AIM_MS),
+    });
     let dearest = cpu.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
     let (reference, most) = dearest.context("there are lists")?;
     all.push(Found {
@@ -151,11 +172,12 @@ fn read(queen: &Queen, tasks: usize, query: &str) -> Result<Pages> {
     let mut pages = Pages::default();
     let cpu = || proc::usage(&[queen.pid()]).cpu_s * 1e3;
     let before = cpu();
-    while pages.took_ms.len() < LEAST_PAGES {
+    for reading in 1.. {
         pages.tasks = 0;
-        let mut after = None;
+        let (mut after, mut page) = (None, 0);
         loop {
-            after = read_page(&client, query, after.as_deref(), &mut pages)?;
+            after = read_page(&client, query, after.as_deref(), page, &mut pages)?;
+            page += 1;
             if after.is_none() {
                 break;
             }
@@ -165,16 +187,20 @@ fn read(queen: &Queen, tasks: usize, query: &str) -> Result<Pages> {
             "the list {query:?} has {} tasks and not {tasks}",
             pages.tasks
         );
+        if reading >= READINGS && pages.took_ms.len() >= LEAST_PAGES {
+            break;
+        }
     }
     pages.cpu_ms = cpu() - before;
     Ok(pages)
 }
 
-/// Reads a page; returns where the next one begins.
+/// Reads the page with this number; returns where the next one begins.
 fn read_page(
     client: &Client,
     query: &str,
     after: Option<&str>,
+    number: usize,
     pages: &mut Pages,
 ) -> Result<Option<String>> {
     let mut path = format!("/v2/tasks?limit={PAGE}{query}");
@@ -184,7 +210,12 @@ fn read_page(
     }
     let start = Instant::now();
     let reply = client.get(&path)?;
-    pages.took_ms.push(start.elapsed().as_secs_f64() * 1e3);
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    pages.took_ms.push(took);
+    match pages.best_ms.get_mut(number) {
+        Some(best) => *best = best.min(took),
+        None => pages.best_ms.push(took),
+    }
     ensure!(reply.status == 200, "{path}: {}", reply.text);
     pages.largest = pages.largest.max(reply.text.len());
     let page: Value = serde_json::from_str(&reply.text)?;
