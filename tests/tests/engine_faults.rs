@@ -6,6 +6,7 @@ use rbee_tests::harness::{Home, Queen, Shared, StubEngine, assert_error, eventua
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -304,6 +305,25 @@ fn an_engine_deaf_to_sigterm_is_killed_when_the_queen_stops() {
     assert_eq!(home.engines().len(), 1);
     drop(queen);
     home.assert_nothing_runs();
+}
+
+#[test]
+fn a_worker_that_is_to_stop_at_once_loses_its_callers_first() {
+    let home = Home::new();
+    // As llama-server, it is asked to end and stays; unlike it, it would go on to speak.
+    home.add_model("deaf.stub", "ignore_sigterm = true\nitl_ms = 100");
+    let queen = queen(&home);
+    let task = json!({"model": "deaf", "prompt": "x", "max_tokens": 600});
+    let mut stream = queen.stream("/v2/tasks", &task).expect("an answer");
+    stream.until_type("token");
+    let worker_id = queen.workers()[0]["worker_id"].clone();
+    let engine = queen.stub_behind("file:deaf.stub");
+    let stop = json!({"worker_id": worker_id, "force": true});
+    thread::scope(|scope| {
+        scope.spawn(|| queen.ask("/v2/workers/shutdown", &stop));
+        assert_task_failed(&stream.rest(), "WORKER_FAILED", &["is being stopped"]);
+        assert_eq!(engine.count("in_flight"), 0, "it lives, and serves nobody");
+    });
 }
 
 #[test]

@@ -63,14 +63,16 @@ pub enum Action {
         /// The attempt.
         attempt: Attempt,
     },
-    /// Cut a running attempt of a job that outlives its connection off, as another waits for its slot.
-    /// The lease comes back with [`Blame::GivenBack`](super::Blame::GivenBack), unless the attempt has
-    /// ended just now.
+    /// Cut a running attempt off, for no fault of its own: another waits for its slot, and it outlives its
+    /// connection, or its worker is about to be stopped. The lease comes back with
+    /// [`Blame::GivenBack`](super::Blame::GivenBack), unless the attempt has ended just now.
     GiveBack {
         /// The job.
         job: JobId,
         /// Which dispatch.
         attempt: Attempt,
+        /// Why.
+        why: Error,
     },
     /// Cut a running job off. Its lease comes back with this error.
     Abort {

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use crate::domain::{JobId, ModelRef, Mono, Now, Priority};
+use crate::error::{Code, Error};
 
 use super::Brain;
 use super::action::Action;
@@ -111,6 +112,10 @@ impl Brain {
             out.push(Action::GiveBack {
                 job: id,
                 attempt: job.attempt,
+                why: Error::new(
+                    Code::NoCapacity,
+                    "its slot was given to an interactive request, since batch work held every slot",
+                ),
             });
         }
     }

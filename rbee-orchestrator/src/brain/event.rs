@@ -68,7 +68,8 @@ pub enum Blame {
     /// The request or the worker: it answered with a whole error. Asked again it would say the
     /// same; another may tell whose fault it is.
     Unclear,
-    /// Nobody: [`Action::GiveBack`](super::Action::GiveBack) took the slot for somebody who waits.
+    /// Nobody: [`Action::GiveBack`](super::Action::GiveBack) took the slot, for somebody who waits or since
+    /// the worker is stopped.
     GivenBack,
     /// Nobody: the worker has too much to do, and may have said when to come back.
     Load(Option<Duration>),

@@ -31,7 +31,7 @@ impl Brain {
         notes.batch.remove(&lease);
         worker.leases -= 1;
         let model = worker.spec.model.clone();
-        let ends = worker.draining && worker.leases == 0;
+        let ends = worker.draining && worker.leases == 0 && !notes.stopping;
         let still_suspect = notes.suspect;
         let hive = worker.spec.hive.clone();
         if suspect {

@@ -56,6 +56,8 @@ pub(super) struct Notes {
     pub(super) abandoned: Vec<(JobId, Attempt)>,
     /// When it is stopped if it still computes them.
     pub(super) abandoned_due: Option<Mono>,
+    /// Whether its hive was told to stop it.
+    pub(super) stopping: bool,
     /// Why it was not stopped when it was to be.
     pub(super) not_stopped: Option<Error>,
 }
@@ -127,6 +129,7 @@ impl Brain {
         worker.draining = true;
         if let Some(notes) = self.worker_notes.get_mut(&id) {
             notes.not_stopped = None;
+            notes.stopping = false;
         }
         let model = worker.spec.model.clone();
         if worker.leases == 0 || force {
@@ -147,10 +150,22 @@ impl Brain {
         let Some(hive) = worker.spec.hive.clone() else {
             return self.worker_stopped(now, id, out);
         };
-        let known_as = self.worker_notes.get(id).and_then(|n| n.known_as.as_ref());
+        let Some(notes) = self.worker_notes.get_mut(id) else {
+            return;
+        };
+        notes.stopping = true;
+        // An engine that is asked to end may be silent to those it serves, and stay for as long as they do
+        // (llama-server): they go first.
+        let mut leases: Vec<_> = notes.leases.iter().copied().collect();
+        leases.sort_unstable();
+        out.extend(leases.into_iter().map(|(job, attempt)| Action::GiveBack {
+            job,
+            attempt,
+            why: Error::new(Code::WorkerFailed, format!("worker {id} is being stopped")),
+        }));
         out.push(Action::StopWorker {
             hive,
-            worker: known_as.unwrap_or(id).clone(),
+            worker: notes.known_as.as_ref().unwrap_or(id).clone(),
         });
     }
 
@@ -187,6 +202,7 @@ impl Brain {
         let model = worker.spec.model.clone();
         if let Some(notes) = self.worker_notes.get_mut(&id) {
             notes.not_stopped = Some(error);
+            notes.stopping = false;
         }
         self.doubt(&id, out);
         self.pump_model(now, &model, out);

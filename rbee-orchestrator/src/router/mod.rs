@@ -288,14 +288,10 @@ impl Flow {
 
     /// Takes the worker away from this attempt, if it is still the one that runs: its connection closes
     /// now, and the job waits for what the brain gives it next.
-    pub(crate) fn give_back(&self, attempt: Attempt) {
+    pub(crate) fn give_back(&self, attempt: Attempt, why: Error) {
         let mut state = self.lock();
         if state.attempt() == Some(attempt) {
-            let error = Error::new(
-                Code::NoCapacity,
-                "its slot was given to an interactive request, since batch work held every slot",
-            );
-            state.give_back(&Outcome::Failed(error), Blame::GivenBack);
+            state.give_back(&Outcome::Failed(why), Blame::GivenBack);
         }
     }
 

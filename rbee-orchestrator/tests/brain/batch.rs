@@ -16,7 +16,7 @@ fn batch(request: &mut JobRequest) {
 /// The attempts of a job that were told to give their slots back.
 fn gives_back(world: &World, wanted: JobId) -> Vec<u32> {
     let told = |action: &Action| match action {
-        Action::GiveBack { job, attempt } if *job == wanted => Some(*attempt),
+        Action::GiveBack { job, attempt, .. } if *job == wanted => Some(*attempt),
         _ => None,
     };
     world.actions.iter().filter_map(told).collect()

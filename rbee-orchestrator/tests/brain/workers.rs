@@ -1,6 +1,6 @@
 //! Workers: how they come, are doubted, drained and stopped.
 
-use rbee_orchestrator::brain::{Action, Aftermath, Event, Report, SeenState};
+use rbee_orchestrator::brain::{Action, Aftermath, Blame, Event, Report, SeenState};
 use rbee_orchestrator::domain::Outcome;
 use rbee_orchestrator::error::{Code, Error};
 
@@ -222,6 +222,27 @@ fn a_forced_shutdown_does_not_wait_for_leases() {
     world.stopped(&id);
     world.end_with(job, Report::of(Outcome::Failed(failed("closed"))));
     assert_eq!(world.code(job), "WORKER_FAILED");
+}
+
+#[test]
+fn what_runs_on_a_worker_is_cut_off_before_it_is_stopped_and_waits_for_another() {
+    let (mut world, id) = World::with_smol(2);
+    let jobs = [world.submit(SMOL), world.submit(SMOL)];
+    world.shut_down(&id, true);
+    let place = |is: &dyn Fn(&Action) -> bool| world.actions.iter().position(is).unwrap();
+    let stop = place(&|action| matches!(action, Action::StopWorker { .. }));
+    for cut_off in jobs {
+        let at = place(&|a| matches!(a, Action::GiveBack { job, .. } if *job == cut_off));
+        assert!(at < stop, "{:?}", world.actions);
+    }
+    for job in jobs {
+        world.fail(job, Blame::GivenBack);
+    }
+    assert_eq!(world.stops().len(), 1, "it is told once");
+    assert!(
+        jobs.iter().all(|job| world.is_open(*job)),
+        "they wait again"
+    );
 }
 
 #[test]

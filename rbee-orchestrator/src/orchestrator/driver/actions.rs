@@ -78,9 +78,9 @@ impl Driver {
                     }
                 }
             }
-            Action::GiveBack { job, attempt } => {
+            Action::GiveBack { job, attempt, why } => {
                 if let Some(flow) = core.flows.get(&job) {
-                    flow.give_back(attempt);
+                    flow.give_back(attempt, why);
                 }
             }
             Action::EndUnlessFlowing { job, attempt } => {
