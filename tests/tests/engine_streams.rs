@@ -702,3 +702,25 @@ fn a_stream_that_flows_is_ended_by_silence_or_by_what_its_client_set() {
     assert_task_failed(&events, "TIMEOUT", &["1 s"]);
     queen.assert_no_slot_leaked();
 }
+
+#[test]
+fn a_worker_that_lets_a_request_wait_without_a_byte_is_waited_for() {
+    let home = Home::new();
+    let launch = home.queen().config("timeouts.keep_alive = \"200ms\"");
+    let launch = launch.config("timeouts.stream_status = \"300ms\"");
+    let queen = launch.config("timeouts.between_tokens = \"500ms\"").start();
+    let late = Duration::from_millis(1500);
+    let answer = hello().finish("stop").done().late(late);
+    let engine = EventEngine::start(move |_| answer.clone()).expect("a port");
+    queen.register_url(&engine.url(), "file:router", &json!({}));
+    let ask = json!({"model": "file:router", "stream": true,
+                     "messages": [{"role": "user", "content": "x"}]});
+    let reply = queen.ask(CHAT, &ask);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(reply.text.starts_with(": keep-alive\n\n"), "{}", reply.text);
+    let events = queen.stream(CHAT, &ask).expect("an answer").rest();
+    assert_eq!(content(&events), "Hello there");
+    let events = queen.stream("/v2/tasks", &ask).expect("an answer").rest();
+    assert_eq!(assert_task_completed(&events), "Hello there");
+    assert_eq!(engine.requests().len(), 3, "nothing was tried again");
+}

@@ -17,6 +17,7 @@ pub struct Answer {
     kind: &'static str,
     parts: Vec<Part>,
     breaks: bool,
+    late: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -34,6 +35,7 @@ impl Answer {
             kind: "text/event-stream",
             parts: Vec::new(),
             breaks: false,
+            late: Duration::ZERO,
         }
     }
 
@@ -106,12 +108,20 @@ impl Answer {
         self
     }
 
+    /// Sends nothing at all for a while, not even a status.
+    #[must_use]
+    pub fn late(mut self, time: Duration) -> Self {
+        self.late = time;
+        self
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "an engine's silence is what the test is about"
     )]
     fn write(&self, to: &mut TcpStream) -> Result<()> {
         let Answer { status, kind, .. } = self;
+        thread::sleep(self.late);
         write!(
             to,
             "HTTP/1.1 {status} Status\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n"
