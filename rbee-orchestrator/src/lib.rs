@@ -35,6 +35,18 @@
 //! What decides where a request runs, what is kept, and how a hive is reached are traits with
 //! implementations to start from: [`scheduler::Scheduler`], [`store::Store`] and
 //! [`transport::HiveTransport`]. The repository's `examples/` replaces each of them.
+//!
+//! # Features
+//!
+//! All are on by default, and each leaves out what only it needs:
+//!
+//! - `http`: the HTTP API as a service, and a server for it;
+//! - `hives`: the client of hives, with `ureq`. Without it there are no hives, only workers that are
+//!   registered;
+//! - `ssh`: hives on other machines over SSH, with libssh2 and OpenSSL; takes `hives` along;
+//! - `sqlite`: a store in a database, with SQLite, which is built in C.
+//!
+//! `vendored-openssl`, off by default, builds OpenSSL along.
 #![warn(missing_docs)]
 
 pub mod brain;

@@ -8,10 +8,6 @@ mod adoption;
 mod claims;
 mod client;
 mod events;
-#[cfg(feature = "hives")]
-mod exchange;
-#[cfg(not(feature = "hives"))]
-#[path = "no_exchange.rs"]
 mod exchange;
 mod install;
 mod launch;

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::{Request, StatusCode, Uri};
+use http::{Request, Uri};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
+use super::{Answer, Failure};
 use crate::transport::{HiveStream, HiveTransport};
 
 /// A larger answer is refused.
@@ -28,29 +29,11 @@ const BUFFER_BYTES: usize = 16 << 10;
 /// What the caller waits beyond the time-out before it gives up on the blocking thread.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// A whole answer.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) body: Vec<u8>,
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// Not within the time-out.
-    TimedOut,
-    /// No connection, or it broke.
-    Broken(io::Error),
-    /// Something that is not HTTP, or too much of it.
-    Garbage(String),
-}
-
 /// Sends one request on a connection of its own and reads the answer.
 ///
 /// The time-out bounds all of it, and the thread with it. Dropped midway, the connection is closed
 /// and the thread is free at once.
-pub(super) async fn exchange(
+pub(in crate::hives) async fn exchange(
     transport: Arc<dyn HiveTransport>,
     port: u16,
     request: Request<Option<Vec<u8>>>,
